@@ -1,0 +1,64 @@
+# Every command of the project. `make evolve` on a fresh clone sets up what is missing and runs one evolution cycle.
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?= embedded
+SEED ?=
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+# Set-up is done once per content of these two files, wherever the virtual environment lies.
+STAMP := $(VENV)/.genevolve-$(shell cat pyproject.toml requirements-nodeps.txt | sha256sum | cut -c1-12)
+DB := mlruns/mlflow.db
+
+export PATH := $(abspath $(BIN)):$(PATH)
+export PYTHONPATH := $(CURDIR)/src:$(CURDIR)
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
+export MLFLOW_DISABLE_TELEMETRY := true
+export MLFLOW_TRACKING_URI := sqlite:///$(DB)
+export DO_NOT_TRACK := true
+export DVC_NO_ANALYTICS := 1
+export GX_ANALYTICS_ENABLED := false
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TRANSFORMERS_OFFLINE := 1
+export HF_DATASETS_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup evolve test check ui clean
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(STAMP) $(DB)  ## virtual environment, pinned install, MLflow database
+
+$(STAMP): pyproject.toml requirements-nodeps.txt
+	@test -f $@ || { echo "Setting up $(VENV) (some minutes, once) ..."; \
+	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip install -q -e '.[dev]' && \
+	  $(BIN)/python -m pip install -q --no-deps -r requirements-nodeps.txt && \
+	  rm -f $(VENV)/.genevolve-*; }
+	@touch $@
+
+$(DB): | $(STAMP)
+	@$(BIN)/python -m genevolve.tracking
+
+evolve: setup  ## one evolution cycle, end to end (SEED=n, PROFILE=embedded|tiny)
+	@$(BIN)/python -m genevolve evolve --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
+
+test: setup  ## all tests
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: setup  ## style, types, layers
+	$(BIN)/ruff check src flows tests benchmarks
+	$(BIN)/ruff format --check src flows tests benchmarks
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+ui: setup  ## MLflow's pages on this machine, port 5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --port 5000 \
+	  --backend-store-uri sqlite:///$(DB) --artifacts-destination mlruns/artifacts
+
+clean:  ## remove what runs leave behind; the ledger, reports, DVC's cache and the MLflow history stay
+	rm -rf build data reports/latest.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find src flows tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,274 @@
+"""Proves the judges: gold pictures reach the top, blanks the bottom, each single corruption lowers its own dimension only.
+
+    python -m benchmarks.judge_calibration [--n N] [--data DIR] [--world DIR] [--seed S]
+
+Without --data the requests are random scenes over `sft` entities (thresholds were tuned on such scenes and on nothing else);
+with --data the bench requests of a built dataset are judged against their own ground-truth pictures. Every picture is made
+by the real generator from an exact program, with another run seed than the ground truth's, so that all the request leaves
+open is guessed anew. Prints a table; the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from genevolve.judge.base import JudgeJob
+from genevolve.judge.kscore import reach
+from genevolve.judge.pixels import PixelJudge
+from genevolve.judge.sufficiency import SufficiencyJudge
+from genevolve.records import Program, Reference, Request, Score, read_jsonl
+from genevolve.render.base import RenderJob
+from genevolve.render.compositor import Compositor, plan
+from genevolve.render.gold import gold_prompt
+from genevolve.render.guess import OPPOSITE, misspell
+from genevolve.scene import SKILLS, Colour, Light, Material, Pattern, Scene, Subject
+from genevolve.tools.world import World, build_world
+
+GENERATOR_SEED = 7919
+"""Run seed of the judged pictures; ground truths use the dataset's."""
+DIMENSIONS = ("faithfulness", "visual_correctness", "text_accuracy", "aesthetics")
+TARGET = {
+    "look-alike": "visual_correctness",
+    "cropped or recoloured": "visual_correctness",
+    "one wrong letter": "text_accuracy",
+    "wrong count": "faithfulness",
+    "swapped positions": "faithfulness",
+    "wrong colour": "faithfulness",
+    "wrong light": "faithfulness",
+    "wrong ground": "faithfulness",
+    "wrong pattern": "faithfulness",
+}
+"""Corruption -> the one dimension it should lower. Issue 2 asks for the first five and the sixth; the rest are ours."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to judge."""
+
+    kind: str
+    prompt: str
+    references: tuple[bytes, ...]
+    seed: int = GENERATOR_SEED
+
+
+def calibrate(requests: Sequence[Request], world: World, gt_of: Callable[[Request], bytes]) -> dict[str, Any]:
+    """Return what the judges make of gold, blank and corrupted pictures of the requests (all must have scenes)."""
+    from tqdm import tqdm
+
+    judge, generator = PixelJudge(), Compositor()
+    entity_of = {file: e.id for file, e in world.entity_of_file.items()}
+    programs = SufficiencyJudge(entity_of)
+    rows: dict[str, list[bool]] = defaultdict(list)
+    failures: list[str] = []
+    seconds = pictures = missing = 0.0
+    for request in tqdm(requests, desc="judge calibration", file=sys.stderr, disable=None):
+        assert request.scene is not None
+        gt = gt_of(request)
+        cases = list(corruptions(request, request.scene, world))
+        jobs = [RenderJob(request.id, c.prompt, c.references, c.seed) for c in cases]
+        images = [png for png in generator.render(jobs) if png is not None] + blanks()
+        kinds = [c.kind for c in cases] + ["blank"] * len(blanks())
+        start = time.process_time()
+        scores = judge.score([JudgeJob(request, image, gt) for image in images])
+        seconds, pictures = seconds + time.process_time() - start, pictures + len(images)
+        missing += sum(s is None for s in scores)
+        gold = scores[0]
+        for kind, score, reason in zip(kinds, scores, judge.reasons, strict=True):
+            ok, why = _verdict(kind, score, gold, reason)
+            rows[kind].append(ok)
+            if not ok:
+                failures.append(f"{request.id} {kind}: {why}")
+        rows["sufficiency of gold"].append(_gold_sufficiency(request, world, programs) == 1.0)
+    return {
+        "requests": len(requests),
+        "share": {kind: round(sum(v) / len(v), 4) for kind, v in rows.items()},
+        "cases": {kind: len(v) for kind, v in rows.items()},
+        "missing": int(missing),
+        "cpu_ms_per_picture": round(1000 * seconds / max(pictures, 1), 1),
+        "failures": failures,
+    }
+
+
+def _verdict(kind: str, score: Score | None, gold: Score | None, reason: str) -> tuple[bool, str]:
+    if score is None or gold is None:
+        return False, f"missing: {reason}"
+    top = reach(score.text_accuracy_na)
+    told = f"{[getattr(score, d) for d in DIMENSIONS]} {score.rationale}"
+    if kind == "gold":
+        return score.overall >= 0.95 * top, told
+    if kind == "blank":
+        return score.overall <= 0.25 * top, told
+    lowered = [d for d in DIMENSIONS if getattr(score, d) < getattr(gold, d)]
+    raised = [d for d in DIMENSIONS if getattr(score, d) > getattr(gold, d)]
+    return lowered == [TARGET[kind]] and not raised, f"lowered {lowered}, raised {raised}: {told}"
+
+
+def corruptions(request: Request, scene: Scene, world: World) -> Iterator[Case]:
+    """Yield the gold case, then every corruption the scene allows, each changing one thing."""
+    dice = random.Random(f"calibration {request.id}")
+    gold = gold_prompt(scene)
+    art = tuple(world.svg(s.entity).encode() for s in scene.subjects)
+    yield Case("gold", gold, art)
+    twin = next(
+        (e for e in world.entity(scene.subjects[0].entity).lookalikes if world.svg(e).encode() not in art), None
+    )
+    if twin is not None:
+        yield Case("look-alike", gold, (world.svg(twin).encode(), *art[1:]))
+    altered = gold.replace(", shown whole and unaltered", "", 1)
+    for seed in range(GENERATOR_SEED, GENERATOR_SEED + 60):
+        if plan(RenderJob(request.id, altered, art, seed)).subjects[0].alteration != "none":
+            yield Case("cropped or recoloured", altered, art, seed)
+            break
+    for kind, changed in _changed_scenes(dice, scene):
+        yield Case(kind, gold_prompt(changed), art)
+
+
+def _changed_scenes(dice: random.Random, scene: Scene) -> Iterator[tuple[str, Scene]]:
+    if scene.text is not None:
+        how = dice.choice(("drop", "double", "swap"))
+        yield "one wrong letter", scene.model_copy(update={"text": misspell(scene.text, how, dice.random())})
+    first = _first(scene, "count")
+    if first is not None:
+        count = scene.subjects[first].count or 1
+        yield "wrong count", _with(scene, {first: {"count": {1: 2, 4: 3}.get(count) or count + dice.choice((-1, 1))}})
+    placed = {i: s.position for i, s in enumerate(scene.subjects) if s.position is not None}
+    if placed:
+        yield "swapped positions", _with(scene, {i: {"position": OPPOSITE[p]} for i, p in placed.items()})
+    first = _first(scene, "colour")
+    if first is not None:
+        used = {s.colour for s in scene.subjects}
+        other = dice.choice([c for c in get_args(Colour) if c not in used])
+        yield "wrong colour", _with(scene, {first: {"colour": other}})
+    vocabulary: Mapping[str, Any] = {"light": Light, "material": Material, "pattern": Pattern}
+    for field, name in (("light", "light"), ("material", "ground"), ("pattern", "pattern")):
+        value = getattr(scene, field)
+        if value is not None:
+            other = dice.choice([v for v in get_args(vocabulary[field]) if v != value])
+            yield f"wrong {name}", scene.model_copy(update={field: other})
+
+
+def _first(scene: Scene, field: str) -> int | None:
+    return next((i for i, s in enumerate(scene.subjects) if getattr(s, field) is not None), None)
+
+
+def _with(scene: Scene, changes: Mapping[int, Mapping[str, Any]]) -> Scene:
+    subjects: list[Subject] = [s.model_copy(update=dict(changes.get(i, {}))) for i, s in enumerate(scene.subjects)]
+    return scene.model_copy(update={"subjects": tuple(subjects)})
+
+
+def blanks() -> list[bytes]:
+    """Return pictures of nothing: white, mid grey, and bare paper as the generator draws it."""
+    from PIL import Image
+
+    from genevolve.render import scenery
+    from genevolve.render.style import CANVAS
+
+    out = []
+    for image in (
+        Image.new("RGB", (CANVAS, CANVAS), (255, 255, 255)),
+        Image.new("RGB", (CANVAS, CANVAS), (128, 128, 128)),
+        scenery.picture(None, None, None).convert("RGB"),
+    ):
+        stream = io.BytesIO()
+        image.save(stream, "PNG")
+        out.append(stream.getvalue())
+    return out
+
+
+def _gold_sufficiency(request: Request, world: World, judge: SufficiencyJudge) -> float | None:
+    assert request.scene is not None
+    files = tuple(world.entity(s.entity).file for s in request.scene.subjects)
+    references = tuple(Reference(img_id=f"IMG_{i:03d}") for i in range(1, len(files) + 1))
+    program = Program(gen_prompt=gold_prompt(request.scene), reference_images=references, files=files)
+    return judge.score(request, program, SKILLS)
+
+
+def random_requests(world: World, n: int, seed: int) -> list[Request]:
+    """Return n requests with random scenes over the `sft` entities of the world."""
+    from genevolve.dataset.recipes import make_scene
+    from genevolve.tools.splits import split_entities
+
+    dice = random.Random(seed)
+    entities = split_entities(world, seed=1)["sft"]
+    out = []
+    for i in range(n):
+        scene = make_scene(dice, dice.sample(entities, dice.choice((1, 1, 2))))
+        out.append(
+            Request(
+                id=f"calibration-{seed}-{i:04d}", question="a random scene", eval_type="quality_anchored",
+                category="calibration", difficulty="medium", split="sft", scene=scene,
+            )
+        )  # fmt: skip
+    return out
+
+
+def bench_requests(data: Path) -> tuple[list[Request], Callable[[Request], bytes]]:
+    """Return the bench requests of a dataset folder, and how to read their ground truths."""
+    files = sorted(p for p in data.rglob("*bench*.jsonl") if "public" not in p.parts)
+    requests = [r for r in (read_jsonl(files[0], Request) if files else ()) if r.split == "bench" and r.scene]
+    if not requests:
+        raise SystemExit(f"{data}: no bench requests with scenes here (looked for *bench*.jsonl)")
+    return requests, lambda r: (data / (r.gt_image or "")).read_bytes()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--n", type=int, default=None, help="how many requests (default: all of --data, or 60 random ones)"
+    )
+    parser.add_argument("--data", type=Path, default=None, help="a built dataset folder")
+    parser.add_argument("--world", type=Path, default=None, help="a built world (default: built for this run)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random scenes")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        place = options.world or Path(folder) / "world"
+        if options.world is None:
+            build_world(place)
+        world = World.open(place)
+        if options.data is not None:
+            requests, gt_of = bench_requests(options.data)
+            requests = requests[: options.n]
+        else:
+            requests, gt_of = random_requests(world, options.n or 60, options.seed), _render_gt(world)
+        result = calibrate(requests, world, gt_of)
+    report(result)
+
+
+def _render_gt(world: World) -> Callable[[Request], bytes]:
+    def gt_of(request: Request) -> bytes:
+        assert request.scene is not None
+        art = tuple(world.svg(s.entity).encode() for s in request.scene.subjects)
+        png = Compositor().render([RenderJob(request.id, gold_prompt(request.scene), art, 0)])[0]
+        assert png is not None
+        return png
+
+    return gt_of
+
+
+def report(result: dict[str, Any]) -> None:
+    """Print the table, the failures, and the JSON line."""
+    print(f"{'picture':<24}{'must':<42}{'cases':>6}{'share':>9}")
+    must = {"gold": ">= .95 of reach", "blank": "<= .25 of reach", "sufficiency of gold": "R_text = 1"}
+    for kind, share in result["share"].items():
+        what = must.get(kind) or f"lower {TARGET[kind]} only"
+        print(f"{kind:<24}{what:<42}{result['cases'][kind]:>6}{share:>9.3f}")
+    print(f"{result['cpu_ms_per_picture']} CPU ms a picture, {result['missing']} missing")
+    failures = result.pop("failures")
+    for line in failures[:40]:
+        print("  " + line)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

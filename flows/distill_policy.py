@@ -1,0 +1,34 @@
+"""Trajectories and bundles -> one optimiser step of GRPO + SDL: a round's last third."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flows.plain import flow, task
+from genevolve.settings import Settings
+
+
+@flow(name="distill-policy")
+def distill_policy(
+    settings: Settings, policy: Path, reference: Path, trajectories: Path, experience: Path, out: Path, step: int = 1
+) -> dict[str, Any]:
+    """Train `policy` on stored trajectories, against `reference`, into `out`; return the step's training metrics."""
+    return _distill(settings, policy, reference, trajectories, experience, out, step)
+
+
+@task(name="distill")
+def _distill(
+    settings: Settings, policy: Path, reference: Path, trajectories: Path, experience: Path, out: Path, step: int
+) -> dict[str, Any]:
+    from genevolve.stages import distill
+
+    return distill.run(
+        settings,
+        policy=policy,
+        reference=reference,
+        trajectories=trajectories,
+        experience=experience,
+        out=out,
+        step=step,
+    )

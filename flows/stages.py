@@ -1,0 +1,49 @@
+"""One Prefect task per stage: through DVC where it decides what is up to date, else in this process."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flows import dvc
+from flows.plain import task
+from genevolve.errors import StageError
+from genevolve.settings import Settings
+from genevolve.stages.runner import job, run_job
+from genevolve.workspace import Workspace
+
+_DVC_NAMES = {"build": "build", "data": dvc.IMPORT}
+
+
+@task(name="stage", task_run_name="{name}@{cycle}")
+def run_stage(
+    name: str, cycle: str = "", *, workspace: Workspace, settings: Settings | None = None, use_dvc: bool = False
+) -> dict[str, Any]:
+    """Bring one stage up to date; return {metrics, seconds, peak_memory_mb} of the run that made its folder."""
+    if not use_dvc:
+        return run_job(job(name, cycle, workspace, settings))
+    dvc.repro(dvc_name(name, cycle, workspace))
+    return recorded(name, cycle, workspace)
+
+
+def dvc_name(name: str, cycle: str, workspace: Workspace) -> str:
+    """Return what dvc.yaml calls a stage: a cold start's bench is `bench_cold`, as it has nothing to be compared with."""
+    if name in _DVC_NAMES:
+        return _DVC_NAMES[name]
+    from genevolve.ledger import Ledger
+
+    cold = name == "bench" and cycle in Ledger.read(workspace.ledger).cold_starts
+    return f"{'bench_cold' if cold else name}@{cycle}"
+
+
+def recorded(name: str, cycle: str, workspace: Workspace) -> dict[str, Any]:
+    """Return the metrics, time and memory noted when a stage last ran here; from its report alone where DVC's cache had it."""
+    if name == "data":
+        return {}
+    place = job(name, cycle, workspace)
+    note = place.beside(".done.json")
+    try:
+        done = json.loads(note.read_text()) if note.exists() else {}
+        return {**done, "metrics": json.loads(place.report.read_text())}
+    except (OSError, ValueError) as e:
+        raise StageError(f"{place.report} cannot be read: {e}") from e

@@ -1,0 +1,1 @@
+"""The benchmark: KScore summaries, paired statistics and the report.."""

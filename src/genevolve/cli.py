@@ -1,0 +1,207 @@
+"""The command line. Everything heavy is imported by the command that needs it, so that `--help` takes no half second."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from genevolve.settings import Settings
+
+app = typer.Typer(
+    name="genevolve",
+    help="Self-evolving image generation agents: build data, train, evolve, benchmark, generate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Profile = Annotated[
+    str | None, typer.Option("--profile", "-p", help="embedded (default), tiny or paper; see params.yaml.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="The run's seed: training, sampling, the generator's guesses.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value: section.key=value; may be repeated.")]
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["GENEVOLVE_DEBUG"] = "1"
+
+
+def _settings(profile: str | None, seed: int | None, overrides: list[str] | None) -> Settings:
+    from genevolve.profiles import load
+
+    return load(profile, seed=seed, overrides=overrides or ())
+
+
+@app.command()
+def evolve(
+    profile: Profile = None,
+    seed: Seed = None,
+    set_: Set = None,
+    dvc: Annotated[
+        bool | None, typer.Option("--dvc/--no-dvc", help="Let DVC decide what is up to date (default: for embedded).")
+    ] = None,
+    parent: Annotated[str, typer.Option(help="Open a further cycle from this one (cNNN), or from 'champion'.")] = "",
+) -> None:
+    """Run one evolution cycle end to end and print its table; what is up to date is not run again."""
+    _settings(profile, seed, set_)  # a wrong setting is told before anything heavy is imported
+    from flows.evolution_cycle import evolution_cycle, table
+
+    typer.echo(table(evolution_cycle(profile, seed, set_, parent or None, dvc)))
+
+
+@app.command()
+def generate(
+    request: Annotated[str, typer.Argument(help="What to draw, in plain English.")],
+    policy: Annotated[str, typer.Option(help="A registered version or alias, or a policy's folder.")] = "champion",
+    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("picture.png"),
+    profile: Profile = None,
+    seed: Seed = None,
+    set_: Set = None,
+) -> None:
+    """Answer one request with a registered policy: picture, program and trajectory."""
+    settings = _settings(profile, seed, set_)
+    folder = _policy(policy)
+    from genevolve.stages import generate as stage
+
+    for line in stage.run(settings, question=request, policy=folder, out=out):
+        typer.echo(line)
+
+
+@app.command()
+def bench(
+    policy: Annotated[str, typer.Option(help="A registered version or alias, or a policy's folder.")] = "champion",
+    out: Annotated[Path, typer.Option(help="Folder of the scores and the HTML report.")] = Path("build/bench"),
+    dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder.")] = Path("data"),
+    profile: Profile = None,
+    seed: Seed = None,
+    set_: Set = None,
+) -> None:
+    """Score any policy on the bench."""
+    import json
+
+    settings = _settings(profile, seed, set_)
+    folder = _policy(policy)
+    from genevolve.stages.runner import Job, run_job
+
+    inputs = {"dataset": dataset, "policy": folder, "baseline": None}
+    job = Job("bench", "", settings, inputs, out, out.with_name(f"{out.name}.json"))
+    typer.echo(json.dumps(run_job(job)["metrics"], indent=1))
+
+
+def _policy(name: str) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    from genevolve.tracking import MlflowTracker
+
+    return MlflowTracker().policy_folder(name)
+
+
+@app.command()
+def doctor(profile: Profile = None) -> None:
+    """Say, a line each, what is there, what is missing and what that blocks."""
+    from genevolve.doctor import examine
+
+    findings = examine(profile)
+    for finding in findings:
+        typer.echo(finding.line())
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def world(
+    out: Annotated[Path, typer.Option(help="Where the world goes.")] = Path("build/world"),
+) -> None:
+    """Build the embedded world alone (encyclopedia, country facts, pictures) and say what is in it."""
+    import json
+
+    from genevolve.tools.world import build_world
+
+    build_world(out)
+    typer.echo(json.dumps(json.loads((out / "world.json").read_text(encoding="utf-8")), indent=1))
+
+
+@app.command("pretrain-base")
+def pretrain_base(
+    out: Annotated[Path, typer.Option(help="Where the base goes.")] = Path("assets/base-policy"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    profile: Profile = None,
+    seed: Seed = None,
+    set_: Set = None,
+) -> None:
+    """Make the small pretrained base of the embedded default (an hour or two on two cores; done once, by us)."""
+    import json
+
+    settings = _settings(profile, seed, set_)
+    from genevolve.stages import pretrain_base as stage
+
+    typer.echo(json.dumps(stage.run(settings, out=out, device=device), indent=1))
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="build, cold_start, evolve or bench.")],
+    cycle: Annotated[str, typer.Option(help="The ledger entry, cNNN (none for build).")] = "",
+) -> None:
+    """Run one stage as dvc.yaml does: recipe from the ledger, folders from the workspace."""
+    from genevolve.stages.runner import job, run_job
+    from genevolve.workspace import Workspace
+
+    done = run_job(job(name, cycle, Workspace.with_dvc()))
+    typer.echo(
+        f"{name} {cycle}: {done['seconds']} s, {done['peak_memory_mb']} MB" + (", kept" if done["skipped"] else "")
+    )
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="A registered version number, or 'previous' to roll back.")],
+) -> None:
+    """Make a registered policy the champion by hand; `promote previous` rolls back."""
+    from genevolve.tracking import MlflowTracker
+
+    track = MlflowTracker()
+    if version == "previous":
+        version = track.rollback()
+    else:
+        track.promote(version)
+    typer.echo(f"champion: version {version}")
+
+
+def main() -> None:
+    """Run the command line: an error is one sentence on stderr and an exit code that is not 0; --debug shows the trace."""
+    if str(Path.cwd()) not in sys.path:  # flows/ lies beside params.yaml, not in the package
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit("genevolve: stopped; the same command goes on from here")
+    except Exception as error:
+        if os.environ.get("GENEVOLVE_DEBUG"):
+            traceback.print_exc()
+        else:
+            print(f"genevolve: {sentence(error)}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def sentence(error: Exception) -> str:
+    """Return one line for a person: our own errors as they are, the system's with their file, others with their name."""
+    text = " ".join(str(error).split())
+    if type(error).__module__.startswith("genevolve"):
+        return text
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return f"unexpected {type(error).__name__}: {text} (genevolve --debug ... shows where)"

@@ -1,0 +1,231 @@
+"""What a profile of `params.yaml` says, by section; the docstring under a field is its manual.
+
+Marks as in docs/paper.md: [P] the paper, [R] its release, [ours]. Reading, merging and overriding stands in `profiles.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from genevolve.training.distill_config import DistillConfig
+
+DERIVED = {"steps": ("cycle", "steps"), "temperature": ("sampling", "temperature"), "seed": ("seeds", "run_seed")}
+"""Fields of DistillConfig that have their place in another section: field -> (section, field)."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class World(Section):
+    """Where facts and pictures come from."""
+
+    search: Literal["embedded", "serper"]
+    """Text search: SQLite FTS5 over encyclopedia leads, or any Serper-compatible service."""
+    image_search: Literal["embedded", "serper"]
+    """Image search: OpenMoji drawings, or any Serper-compatible service."""
+    top_k: int = Field(ge=1, le=20)
+    """Results a search returns when the call does not say. [R]: 5"""
+    budget_usd: float = Field(ge=0)
+    """Paid calls of one command stop with a sentence beyond this sum; the embedded world is free. [ours]"""
+
+
+class DatasetSizes(Section):
+    """GenEvolve-Data: how many requests each split holds after audit and filters."""
+
+    recipes: int = Field(ge=1)
+    """Most recipes to draw: as many are drawn as the splits need after de-duplication, teacher, audit and filter. [P]: 19,991"""
+    sft: int = Field(ge=1)
+    """Trajectories of the cold start. [P]: 8,800"""
+    sft_heldout: int = Field(ge=1)
+    """Trajectories that only measure the cold start. [P]: 200"""
+    evolve: int = Field(ge=1)
+    """Requests the policy evolves on. [P]: 2,446"""
+    validation: int = Field(ge=1)
+    """Requests on which lambda, KL and stopping are tuned. [P]: 129"""
+    bench: int = Field(ge=2)
+    """Requests that only score: half decides on promotion, half is reported. [P]: 594"""
+    guide_fraction: float = Field(ge=0, le=1)
+    """Share of SFT trajectories that carry a Current-Task Decision Guide and follow it. [ours]: .3"""
+    teacher: Literal["scripted", "openai"]
+    """Who writes the trajectories."""
+
+
+class Policy(Section):
+    """The only thing that learns."""
+
+    backend: Literal["local", "openai"]
+    """`local`: transformers, tokens in and out; `openai`: any OpenAI-compatible server."""
+    base: str
+    """What the cold start begins from: a folder of the project, or a model's name."""
+
+
+class Sampling(Section):
+    """How rollouts are drawn and bounded (method.md, sections 1 and 4)."""
+
+    k: int = Field(ge=2, le=64)
+    """Rollouts a request, one GRPO group. [P]: 6"""
+    temperature: float = Field(gt=0, le=2)
+    """Of training rollouts. [P]: .7"""
+    top_p: float = Field(gt=0, le=1)
+    """Of training rollouts. [P]: .95"""
+    bench_temperature: float = Field(ge=0, le=2)
+    """Of bench rollouts; 0 is greedy. [R]: .6"""
+    bench_top_p: float = Field(gt=0, le=1)
+    """Of bench rollouts. [R]: .9"""
+    max_turn_tokens: int = Field(ge=16)
+    """Tokens of one assistant turn. [R]: 4,096"""
+    max_context: int = Field(ge=128)
+    """Tokens of a whole trajectory, prompt and observations included."""
+    rounds: int = Field(ge=1)
+    """Assistant turns a trajectory may have. [R]: 11"""
+    tool_calls: int = Field(ge=0)
+    """Tool calls a trajectory may make. [R]: 10"""
+    batch: int = Field(ge=1)
+    """Trajectories decoded together."""
+    workers: int = Field(ge=1)
+    """Processes that decode, render and judge; each runs one torch thread. [ours]"""
+
+
+class Render(Section):
+    """The generator G(g, R)."""
+
+    backend: Literal["compositor", "diffusers", "service", "gemini"]
+    """Which generator draws the program."""
+    model: str = ""
+    """The generator's model name, where the back end has several."""
+    size: int = Field(ge=64, le=4096)
+    """Side of the picture in pixels."""
+
+
+class Judge(Section):
+    """Who scores: pictures (KScore), programs (sufficiency), and how the two become the reward."""
+
+    image: Literal["pixels", "vlm"]
+    """R_img: OCR, features and layout on pixels, or a vision-language model with the KScore rubric."""
+    program: Literal["constraints", "vlm"]
+    """R_text: the recipe's constraints found in the program, or a model's judgement."""
+    model: str = ""
+    """The judge's model name, where it is a model."""
+    alpha: float = Field(ge=0, le=1)
+    """R = (1 - alpha) R_img + alpha R_text. [P]: .5"""
+
+
+class Experience(Section):
+    """Best-worst contrast, bundles and their memory (method.md, section 5)."""
+
+    gap: float = Field(ge=0, le=1)
+    """Smallest R(best) - R(worst) that teaches something. [P]: .20"""
+    max_pairs: int = Field(ge=1)
+    """Pairs a step. [P]: 8"""
+    capacity: int = Field(ge=1)
+    """Bundles the memory keeps. [P]: 500"""
+    gate: float | None = Field(ge=-1, le=1)
+    """Smallest cosine for a retrieval; it belongs to the embedder. null: calibrated on the evolve split. [P]: .84"""
+    summariser: Literal["contrast", "openai"]
+    """Who turns a pair into a bundle."""
+    embedder: Literal["minilm", "qwen3"]
+    """Which sentence embedder keys the memory."""
+
+
+class ColdStart(Section):
+    """Supervised fine-tuning on the teacher's trajectories, assistant tokens only (method.md, section 7)."""
+
+    epochs: float = Field(gt=0)
+    """Passes over the SFT split. [P]: 2"""
+    batch: int = Field(ge=1)
+    """Sequences an optimiser step. [P]: 32"""
+    learning_rate: float = Field(gt=0)
+    """AdamW's peak. [P]: 1e-5"""
+    warmup: float = Field(ge=0, le=1)
+    """Share of the steps that warm up. [P]: .02"""
+    weight_decay: float = Field(ge=0)
+    """[P]: 1e-6"""
+    cutoff: int = Field(ge=128)
+    """Longest sequence in tokens; longer ones are counted and left out. [P]: 32,768"""
+
+
+class Bench(Section):
+    """Scoring policies on requests about entities neither ever saw."""
+
+    resamples: int = Field(ge=100)
+    """Paired bootstrap resamples. [ours]"""
+    gate_margin: float = Field(ge=-1, le=1)
+    """A policy is promoted when the lower end of the gate half's 95% interval exceeds this. [ours]: 0"""
+
+
+class Cycle(Section):
+    """How long a cycle goes on."""
+
+    steps: int = Field(ge=1)
+    """Rounds of sample -> experience -> distil. [P]: about 200"""
+    requests_per_step: int = Field(ge=1)
+    """Requests a round. [P]: 8"""
+    validate_every: int = Field(ge=1)
+    """Rounds between two looks at the validation split. [ours]"""
+    patience: int = Field(ge=0)
+    """Looks without a better validation score before the cycle stops early; 0: never. [ours]"""
+
+
+class Seeds(Section):
+    """The two seeds."""
+
+    data_seed: int = Field(ge=0)
+    """Fixes GenEvolve-Data, and so data.dvc."""
+    run_seed: int = Field(ge=0)
+    """Fixes training, sampling and the generator's guesses; `--seed` and `SEED=` set it."""
+
+
+class Settings(Section):
+    """One whole profile."""
+
+    profile: str
+    """Its name in params.yaml."""
+    world: World
+    dataset: DatasetSizes
+    policy: Policy
+    sampling: Sampling
+    render: Render
+    judge: Judge
+    experience: Experience
+    cold_start: ColdStart
+    distill: DistillConfig
+    """The trainer's own configuration; its steps, temperature and seed are taken from cycle, sampling and seeds."""
+    bench: Bench
+    cycle: Cycle
+    seeds: Seeds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place_for_each_value(cls, values: dict[str, Any]) -> dict[str, Any]:
+        distill = values.get("distill")
+        if not isinstance(distill, dict):
+            return values
+        for field, (section, source) in DERIVED.items():
+            if field in distill:
+                raise ValueError(f"distill.{field} is taken from {section}.{source}: set that")
+        sections = {name: values[name] for name in values if isinstance(values[name], dict)}
+        taken = {f: sections[s][k] for f, (s, k) in DERIVED.items() if k in sections.get(s, {})}
+        return {**values, "distill": {**distill, **taken}}
+
+    @model_validator(mode="after")
+    def _rounds_leave_room_to_answer(self) -> Settings:
+        if self.sampling.rounds <= self.sampling.tool_calls:
+            raise ValueError("sampling.rounds must exceed sampling.tool_calls: the last round is the answer")
+        if self.sampling.max_turn_tokens > self.sampling.max_context:
+            raise ValueError("sampling.max_turn_tokens must not exceed sampling.max_context")
+        return self
+
+    def section_values(self, *names: str) -> dict[str, Any]:
+        """Return the named sections as plain values, for a ledger entry or a fingerprint."""
+        drop = {"distill": set(DERIVED)}
+        return {name: getattr(self, name).model_dump(mode="json", exclude=drop.get(name)) for name in names}
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits of sha256 over all values."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

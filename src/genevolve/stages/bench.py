@@ -1,0 +1,100 @@
+"""Stage `bench`: a policy on requests about entities it never saw, beside its parent where it has one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from genevolve.records import Request, Trajectory, read_jsonl, write_jsonl
+from genevolve.settings import Settings
+from genevolve.stages.backends import WORLD
+from genevolve.stages.crew import Crew, bench_sampling
+from genevolve.stages.sample import sampling_metrics, step_seed
+
+SEED_OFFSET = 99_991
+"""Bench rollouts draw from a stream of their own, the same for every policy of a run: comparisons are paired."""
+
+
+def run(settings: Settings, *, dataset: Path, policy: Path, baseline: Path | None = None, out: Path) -> dict[str, Any]:
+    """Play and score the bench into out/; return summaries and, with a baseline, the paired differences by half."""
+    from genevolve.bench.score import bench_rows, overall_values, summarise_scores
+    from genevolve.dataset.public import load_requests
+
+    requests = load_requests(dataset, "bench")
+    played = play(settings, dataset, policy, requests, out)
+    rows = bench_rows(requests, played)
+    values = overall_values(rows)
+    halves = {half: {r.id: values[r.id] for r in requests if r.half == half} for half in ("gate", "report")}
+    (out / "scores.json").write_text(json.dumps({**halves, "all": values}, indent=1, sort_keys=True))
+    metrics: dict[str, Any] = {"summary": summarise_scores(rows), "skills": skill_rates(requests, played)}
+    metrics["sampling"] = sampling_metrics(played)
+    metrics["images"] = sorted({t.image for t in played if t.image})[:8]
+    metrics["traces"] = {"bench": played[:8]}
+    if baseline is not None:
+        metrics |= compare(settings, dataset, requests, played, baseline, out)
+    return metrics
+
+
+def play(settings: Settings, dataset: Path, policy: Path, requests: list[Request], out: Path) -> list[Trajectory]:
+    """Play every request once, in blocks; blocks already on disk are read, not played again."""
+    from tqdm import tqdm
+
+    block, played = 64, []
+    bar = tqdm(total=len(requests), desc="bench", unit="request")
+    with Crew(settings, dataset) as crew:
+        for start in range(0, len(requests), block):
+            path = out / "blocks" / f"{start:05d}.jsonl"
+            part = requests[start : start + block]
+            if path.exists():
+                done = list(read_jsonl(path, Trajectory))
+                bar.update(len(done))
+            else:
+                seed = step_seed(settings, SEED_OFFSET)
+                done = crew.play(policy, part, 1, bench_sampling(settings), seed, images=out, on_done=bar.update)
+                write_jsonl(path, done)
+            played += done
+    bar.close()
+    return played
+
+
+def skill_rates(requests: list[Request], played: list[Trajectory]) -> dict[str, Any]:
+    """Return what the policy can do, each counted over all requests that need it (issue: the cold start's targets)."""
+    from genevolve.bench.ability import abilities
+
+    return abilities(requests, played)
+
+
+def compare(
+    settings: Settings, dataset: Path, requests: list[Request], played: list[Trajectory], baseline: Path, out: Path
+) -> dict[str, Any]:
+    """Write the report beside the baseline's run; return {gate, report, all}: paired differences."""
+    from genevolve.bench.report import Side, Yield, build_report
+    from genevolve.bench.score import bench_rows, overall_values
+    from genevolve.bench.stats import paired_bootstrap
+
+    before = [t for path in sorted((baseline / "blocks").glob("*.jsonl")) for t in read_jsonl(path, Trajectory)]
+    sides = [
+        Side("before", bench_rows(requests, before), baseline),
+        Side("after", bench_rows(requests, played), out),
+    ]
+    yields_file = dataset / "yields.json"
+    table = json.loads(yields_file.read_text()) if yields_file.exists() else []
+    report = build_report(
+        sides[0],
+        sides[1],
+        dataset=dataset,
+        world=dataset / WORLD,
+        yields=[Yield(str(y["stage"]), int(y["in"]), int(y["kept"])) for y in table],
+        resamples=settings.bench.resamples,
+        seed=settings.seeds.run_seed,
+    )
+    report.write(out)
+    scores = [overall_values(s.rows) for s in sides]
+    found: dict[str, Any] = {}
+    for half in ("gate", "report", None):
+        ids = [r.id for r in requests if half is None or r.half == half]
+        pair = [{i: s[i] for i in ids} for s in scores]
+        result = paired_bootstrap(pair[0], pair[1], settings.bench.resamples, settings.seeds.run_seed).to_dict()
+        found[half or "all"] = result
+    return found

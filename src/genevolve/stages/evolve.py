@@ -1,0 +1,159 @@
+"""Stage `evolve`: R rounds of sample -> experience -> distil from the parent's policy; the best validated one is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from genevolve.records import Bundle, Request, Trajectory, dump, read_jsonl, write_jsonl
+from genevolve.settings import Settings
+from genevolve.stages.crew import Crew, bench_sampling
+from genevolve.stages.distill import Learner
+from genevolve.stages.experience import Extracted, extract, new_memory, write_guides
+from genevolve.stages.sample import sample, sampling_metrics, step_seed
+
+
+def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[str, Any]:
+    """Evolve `parent` into out/policy; out/rounds/NNN keeps what each round sampled, learnt and measured.
+
+    Killed and started again, it goes on behind the last whole round, to the same bytes.
+    """
+    from tqdm import tqdm
+
+    from genevolve.dataset.public import load_requests
+
+    pool, validation = load_requests(dataset, "evolve"), load_requests(dataset, "validation")
+    with Crew(settings, dataset) as crew:
+        state = _State(settings, parent, out)
+        if state.best is None:
+            state.validated(0, _validate(settings, crew, validation, parent))
+        bar = tqdm(total=settings.cycle.steps, initial=state.step, desc="evolve", unit="round")
+        while state.step < settings.cycle.steps and not state.stale():
+            step = state.step + 1
+            trajectories = sample(settings, crew, pool, state.policy, step)
+            extracted = extract(settings, state.memory, trajectories, step)
+            row: dict[str, Any] = {"step": step, **sampling_metrics(trajectories), **extracted.metrics}
+            folder = out / "rounds" / f"{step:03d}"
+            row |= state.learner.learn(trajectories, extracted.guides, folder.with_suffix(".new") / "policy")
+            if step % settings.cycle.validate_every == 0 or step == settings.cycle.steps:
+                row |= _validate(settings, crew, validation, folder.with_suffix(".new") / "policy")
+            state.finish(step, row, trajectories, extracted)
+            bar.set_postfix(reward=f"{row['reward']:.3f}", valid=f"{row['valid']:.2f}")
+            bar.update()
+        bar.close()
+    return state.conclude()
+
+
+def _validate(settings: Settings, crew: Crew, requests: list[Request], policy: Path) -> dict[str, Any]:
+    played = crew.play(policy, requests, 1, bench_sampling(settings), step_seed(settings, 0))
+    return {f"validation_{k}": v for k, v in sampling_metrics(played).items() if k in ("reward", "kscore", "valid")}
+
+
+class _State:
+    """What an evolution is made of: learner, memory, curve; all of it on disk after every round."""
+
+    def __init__(self, settings: Settings, parent: Path, out: Path) -> None:
+        self.settings, self.parent, self.out = settings, parent, out
+        self.curve: list[dict[str, Any]] = []
+        self.memory = new_memory(settings)
+        self.best: tuple[float, int] | None = None
+        for partial in (out / "rounds").glob("*.new"):
+            shutil.rmtree(partial)
+        whole = sorted(p for p in (out / "rounds").glob("[0-9][0-9][0-9]"))
+        start = out / "start.json"
+        if start.exists():
+            self.validated(0, json.loads(start.read_text()))
+        for folder in whole:
+            row = json.loads((folder / "metrics.json").read_text())
+            self.curve.append(row)
+            self.validated(row["step"], row)
+        self.step = len(whole)
+        self.policy = whole[-1] / "policy" if whole else parent
+        self.learner = Learner(settings, parent, parent)
+        if whole:
+            self._resume(whole[-1])
+
+    def _resume(self, folder: Path) -> None:
+        from genevolve.training.checkpoint import policy_hash
+
+        self.memory.add(read_jsonl(folder / "memory.jsonl", Bundle))
+        self.memory.evicted = int(self.curve[-1]["memory_evicted"])
+        self.learner.trainer.resume(folder / "trainer")
+        self.learner.policy_hash = policy_hash(folder / "policy")
+
+    def validated(self, step: int, row: Mapping[str, Any]) -> None:
+        """Note a validation score; the first best one wins."""
+        if step == 0 and not (self.out / "start.json").exists():
+            (self.out / "start.json").write_text(json.dumps(dict(row)))
+        score = row.get("validation_reward")
+        if score is not None and (self.best is None or score > self.best[0]):
+            self.best = (score, step)
+
+    def stale(self) -> bool:
+        """Say whether `patience` looks at the validation split in a row brought nothing better."""
+        patience = self.settings.cycle.patience
+        looks = [r["step"] for r in self.curve if "validation_reward" in r]
+        return bool(patience) and self.best is not None and sum(s > self.best[1] for s in looks) >= patience
+
+    def finish(self, step: int, row: dict[str, Any], trajectories: list[Trajectory], extracted: Extracted) -> None:
+        """Make the round a whole one: everything is written beside it, then renamed."""
+        folder = self.out / "rounds" / f"{step:03d}"
+        new = folder.with_suffix(".new")
+        write_jsonl(new / "trajectories.jsonl", trajectories)
+        write_jsonl(new / "bundles.jsonl", extracted.bundles)
+        write_guides(new / "guides.jsonl", extracted.guides)
+        self.memory.save(new / "memory.jsonl")
+        self.learner.trainer.save(new / "trainer")
+        (new / "metrics.json").write_text(json.dumps(row, sort_keys=True))
+        new.rename(folder)
+        self.step, self.policy = step, folder / "policy"
+        self.curve.append(row)
+        self.validated(step, row)
+        self._tidy(step)
+
+    def _tidy(self, step: int) -> None:
+        """Drop weights no later round needs: those of the best round and of the last one stay."""
+        assert self.best is not None
+        for folder in sorted((self.out / "rounds").glob("[0-9][0-9][0-9]")):
+            number = int(folder.name)
+            if number != step:
+                shutil.rmtree(folder / "trainer", ignore_errors=True)
+                if number != self.best[1]:
+                    shutil.rmtree(folder / "policy", ignore_errors=True)
+
+    def conclude(self) -> dict[str, Any]:
+        """Put the best validated policy in out/policy and return the stage's metrics."""
+        assert self.best is not None
+        score, step = self.best
+        source = self.out / "rounds" / f"{step:03d}" / "policy" if step else self.parent
+        shutil.rmtree(self.out / "policy", ignore_errors=True)
+        shutil.copytree(source, self.out / "policy")
+        for folder in (self.out / "rounds").glob("[0-9][0-9][0-9]"):
+            shutil.rmtree(folder / "policy", ignore_errors=True)
+            shutil.rmtree(folder / "trainer", ignore_errors=True)
+        self.memory.save(self.out / "memory.jsonl")
+        (self.out / "start.json").unlink(missing_ok=True)
+        last = self.curve[-1] if self.curve else {}
+        return {
+            "rounds": self.step,
+            "best_round": step,
+            "validation_reward": score,
+            "hit_rate": sum(r["hit_rate"] for r in self.curve) / max(1, len(self.curve)),
+            "bundles": len(self.memory),
+            "slots": _slots(self.memory.bundles),
+            "last": {k: v for k, v in last.items() if isinstance(v, (int, float))},
+            "curve": self.curve,
+        }
+
+
+def _slots(bundles: tuple[Bundle, ...]) -> dict[str, int]:
+    """Count bullets by slot over the memory."""
+    counts: dict[str, int] = {}
+    for bundle in bundles:
+        for name, value in json.loads(dump(bundle.decision_guidance)).items():
+            if isinstance(value, list):
+                counts[name] = counts.get(name, 0) + len(value)
+    return counts

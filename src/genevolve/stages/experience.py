@@ -1,0 +1,90 @@
+"""A round's second third: best against worst, bundles, memory, and the guide each request's teacher will read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genevolve.experience.contrast import Contrast, by_request, contrast
+from genevolve.experience.guide import render_guide
+from genevolve.experience.memory import ExperienceMemory, Retrieved
+from genevolve.experience.summarise import summarise
+from genevolve.records import Bundle, Trajectory, read_jsonl, write_jsonl
+from genevolve.settings import Settings
+from genevolve.stages.backends import make_embedder
+
+MINILM_GATE = 0.75
+"""Cosine gate for all-MiniLM-L6-v2 on `demands` keys; calibrated on the evolve split, see docs/benchmarks.md."""
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What a round's experience gave."""
+
+    contrast: Contrast
+    bundles: list[Bundle]
+    guides: dict[str, str]
+    """request id -> guide text for its teacher; requests below the gate have none"""
+    metrics: dict[str, Any]
+
+
+def new_memory(settings: Settings) -> ExperienceMemory:
+    """Return an empty memory with the profile's embedder, gate and capacity."""
+    e = settings.experience
+    return ExperienceMemory(make_embedder(settings), MINILM_GATE if e.gate is None else e.gate, e.capacity, key="demands")
+
+
+def extract(settings: Settings, memory: ExperienceMemory, trajectories: Sequence[Trajectory], step: int) -> Extracted:
+    """Contrast a round's groups, store their bundles and retrieve a guide for each of its requests."""
+    found = contrast(by_request(trajectories), settings.experience.gap, settings.experience.max_pairs)
+    bundles = [summarise(pair, step) for pair in found.pairs]
+    memory.add(bundles)
+    questions = list({t.request_id: t.question for t in trajectories}.items())
+    retrieved = memory.retrieve(questions)
+    guides = {
+        request: render_guide(hit.bundle) for (request, _), hit in zip(questions, retrieved, strict=True) if hit is not None
+    }
+    return Extracted(found, bundles, guides, _metrics(found, memory, retrieved))
+
+
+def _metrics(found: Contrast, memory: ExperienceMemory, retrieved: Sequence[Retrieved | None]) -> dict[str, Any]:
+    hits = [r for r in retrieved if r is not None]
+    gaps = list(found.gaps.values())
+    return {
+        "pairs": len(found.pairs),
+        "rejected": found.counts,
+        "gap_mean": sum(gaps) / max(1, len(gaps)),
+        "memory_size": len(memory),
+        "memory_evicted": memory.evicted,
+        "hit_rate": len(hits) / max(1, len(retrieved)),
+        "hit_rate_other_requests": sum(not h.own for h in hits) / max(1, len(retrieved)),
+    }
+
+
+def run(settings: Settings, *, trajectories: Path, memory: Path | None, out: Path, step: int = 1) -> dict[str, Any]:
+    """Extract one round's experience into out/memory.jsonl, out/bundles.jsonl and out/guides.jsonl."""
+    store = new_memory(settings)
+    if memory is not None:
+        store.add(read_jsonl(memory / "memory.jsonl", Bundle))
+    rows = list(read_jsonl(trajectories / "trajectories.jsonl", Trajectory))
+    extracted = extract(settings, store, rows, step)
+    store.save(out / "memory.jsonl")
+    write_jsonl(out / "bundles.jsonl", extracted.bundles)
+    write_guides(out / "guides.jsonl", extracted.guides)
+    return extracted.metrics
+
+
+def write_guides(path: Path, guides: dict[str, str]) -> None:
+    """Write request id -> guide as JSON lines."""
+    from genevolve.records import GuideText
+
+    write_jsonl(path, [GuideText(request_id=r, guide=g) for r, g in sorted(guides.items())])
+
+
+def read_guides(path: Path) -> dict[str, str]:
+    """Read what `write_guides` wrote."""
+    from genevolve.records import GuideText
+
+    return {g.request_id: g.guide for g in read_jsonl(path, GuideText)}

@@ -1,0 +1,231 @@
+"""How every stage runs: folder in, folder out, whole or not at all, found again after a crash, remembered by MLflow.
+
+A stage module is `genevolve.stages.NAME` with
+
+    def run(settings: Settings, *, <inputs>: Path ..., out: Path) -> dict[str, Any]
+
+that leaves its files in `out` and returns its metrics: plain numbers, nested as it likes, the same on every run. Three
+keys are taken out of them: `curve` (rows with a `step`; reports/cNNN/STAGE.csv and MLflow), `images` (paths below `out`
+to show in MLflow), `traces` ({label: [Trajectory]}). `out` may hold what an earlier, killed run of the same recipe on
+the same inputs left there: the body goes on from its complete records.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import genevolve
+from genevolve.errors import StageError
+from genevolve.ledger import COLD_START_SECTIONS, CYCLE_SECTIONS, Ledger
+from genevolve.profiles import load
+from genevolve.settings import Settings
+from genevolve.tracking import Tracker, numbers, tracker
+from genevolve.workspace import Workspace, folder_digest
+
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "build": ("world", "dataset", "render", "judge", "seeds"),
+    "cold_start": (*COLD_START_SECTIONS, "seeds"),
+    "evolve": (*CYCLE_SECTIONS, "seeds"),
+    "bench": ("world", "policy", "sampling", "render", "judge", "bench", "seeds"),
+}
+"""The settings a stage depends on; these and no others make its fingerprint."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to run: what it reads, where its folder goes, where its metrics go."""
+
+    stage: str
+    cycle: str
+    settings: Settings
+    inputs: Mapping[str, Path | None]
+    out: Path
+    report: Path
+
+    @property
+    def title(self) -> str:
+        return f"{self.stage}@{self.cycle}" if self.cycle else self.stage
+
+    def beside(self, suffix: str) -> Path:
+        """Return a path next to `out`, where DVC does not look."""
+        return self.out.with_name(f".{self.out.name}{suffix}")
+
+    def fingerprint(self) -> str:
+        """Return sha256 over settings, input bytes and our own code: equal fingerprints, equal bytes out."""
+        values = self.settings.section_values(*SECTIONS[self.stage])
+        if self.stage == "build":
+            values["seeds"] = {"data_seed": self.settings.seeds.data_seed}
+        parts = {
+            "settings": values,
+            "inputs": {k: folder_digest(p) if p is not None and p.is_dir() else str(p) for k, p in self.inputs.items()},
+            "code": folder_digest(Path(genevolve.__file__).parent, "*.[pm][yd]"),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def job(stage: str, cycle: str, workspace: Workspace, settings: Settings | None = None) -> Job:
+    """Return the job of a stage of a cycle; `build` belongs to no cycle and needs `settings`, default the profile's."""
+    ledger = Ledger.read(workspace.ledger)
+    if stage == "build":
+        settings = settings or load()
+        return Job(stage, "", settings, {}, workspace.built, workspace.reports / "dataset.json")
+    settings = settings or ledger.settings(cycle)
+    parent = ledger.entry(cycle).parent
+    inputs: dict[str, Path | None] = {"dataset": workspace.dataset}
+    if stage == "cold_start":
+        inputs["base"] = Path(settings.policy.base)
+        out = workspace.trained(cycle)
+    elif stage == "evolve":
+        if parent is None:
+            raise StageError(f"{cycle} is a cold start: it has no parent to evolve from")
+        inputs["parent"] = workspace.policy(parent)
+        out = workspace.trained(cycle)
+    elif stage == "bench":
+        inputs["policy"] = workspace.policy(cycle)
+        inputs["baseline"] = None if parent is None else workspace.bench(parent)
+        out = workspace.bench(cycle)
+    else:
+        raise StageError(f"there is no stage '{stage}'; there are {', '.join(SECTIONS)}")
+    return Job(stage, cycle, settings, inputs, out, workspace.report(cycle, stage))
+
+
+def run_job(job: Job, track: Tracker | None = None) -> dict[str, Any]:
+    """Run a stage unless its folder is there with the same fingerprint; return {metrics, seconds, peak_memory_mb, skipped}.
+
+    Raises StageError when an input is missing.
+    """
+    for name, path in job.inputs.items():
+        local = name != "base" or job.settings.policy.backend == "local"
+        if path is not None and local and not path.is_dir():
+            raise StageError(f"{job.title} needs {name} at {path}, which is missing: run the stage before it")
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(job):
+        fingerprint = job.fingerprint()
+        stamp = _read(job.beside(".done.json"))
+        if stamp.get("fingerprint") == fingerprint and job.out.is_dir():
+            _write_reports(job, stamp["metrics"], stamp["curve"])
+            return {**stamp, "skipped": True}
+        partial = _partial(job, fingerprint)
+        began = time.monotonic()
+        with _PeakMemory() as memory:
+            metrics, curve = _run_body(job, partial, track or tracker())
+        stamp = {
+            "fingerprint": fingerprint,
+            "metrics": metrics,
+            "curve": curve,
+            "seconds": round(time.monotonic() - began, 1),
+            "peak_memory_mb": round(memory.peak_mb),
+        }
+        shutil.rmtree(job.out, ignore_errors=True)
+        _write(job.beside(".done.json"), stamp)
+        partial.replace(job.out)  # from here on the stage is done
+        job.beside(".partial.json").unlink(missing_ok=True)
+        _write_reports(job, metrics, curve)
+        return {**stamp, "skipped": False}
+
+
+def _run_body(job: Job, partial: Path, track: Tracker) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    module = importlib.import_module(f"genevolve.stages.{job.stage}")
+    params = job.settings.section_values(*SECTIONS[job.stage])
+    with track.stage(job.title, params):
+        metrics = dict(module.run(job.settings, **job.inputs, out=partial))
+        curve = [dict(row) for row in metrics.pop("curve", [])]
+        images = [partial / path for path in metrics.pop("images", [])]
+        traces: Mapping[str, Any] = metrics.pop("traces", {})
+        dataset = job.inputs.get("dataset") or (partial if job.stage == "build" else None)
+        if dataset is not None:
+            track.log_dataset(dataset, folder_digest(dataset), "evaluation" if job.stage == "bench" else "training")
+        track.log_metrics(metrics)
+        track.log_curve(curve)
+        track.log_images(images)
+        for label, trajectories in traces.items():
+            track.log_traces(trajectories, label)
+    return metrics, curve
+
+
+@contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """Hold the stage's lock: an orphan of a killed run may still be writing."""
+    with job.beside(".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _partial(job: Job, fingerprint: str) -> Path:
+    """Return the folder to write in, with what an earlier run of the same fingerprint left, else empty."""
+    partial, note = job.beside(".partial"), job.beside(".partial.json")
+    if _read(note).get("fingerprint") != fingerprint:
+        shutil.rmtree(partial, ignore_errors=True)
+        _write(note, {"fingerprint": fingerprint})
+    partial.mkdir(exist_ok=True)
+    return partial
+
+
+def _write_reports(job: Job, metrics: Mapping[str, Any], curve: list[dict[str, Any]]) -> None:
+    _write(job.report, metrics)
+    if job.stage in ("cold_start", "evolve"):  # dvc.yaml plots these two
+        rows = [numbers(row) for row in curve]
+        columns = list(dict.fromkeys(["step", *(key for row in rows for key in row)]))
+        path = job.report.with_suffix(".csv")
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+class _PeakMemory:
+    """Watches the memory of this process and its children, shared pages counted once (PSS), twice a second."""
+
+    def __enter__(self) -> _PeakMemory:
+        self.peak_mb = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        me = psutil.Process()
+        while True:
+            total = 0.0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except (psutil.Error, AttributeError):  # it ended meanwhile, or this system has no PSS
+                    continue
+            self.peak_mb = max(self.peak_mb, total / 2**20)
+            if self._stop.wait(0.5):
+                return

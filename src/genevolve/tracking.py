@@ -1,0 +1,326 @@
+"""What happened, remembered by MLflow: the only module that imports it. `python -m genevolve.tracking` creates the database.
+
+One run a cycle, a nested run a stage, traces of the trajectories worth reading, a registered model version a policy.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from genevolve.errors import GenEvolveError
+from genevolve.records import Trajectory
+from genevolve.workspace import folder_digest
+
+FOLDER = Path("mlruns")
+EXPERIMENT = "genevolve"
+MODEL = "genevolve-policy"
+CHAMPION = "champion"
+PREVIOUS = "previous"
+PARENT_VARIABLE = "GENEVOLVE_MLFLOW_RUN"
+"""Environment variable that hands the cycle's run to stages in other processes."""
+SWITCH_VARIABLE = "GENEVOLVE_TRACKING"
+"""`off` here means: nothing is remembered."""
+
+
+class TrackingError(GenEvolveError):
+    """MLflow's database or registry lacks what was asked for."""
+
+
+class Tracker(Protocol):
+    """What stages and flows may tell. MlflowTracker remembers it; NullTracker does not."""
+
+    def cycle(self, name: str, params: Mapping[str, Any]) -> Any: ...
+    def stage(self, name: str, params: Mapping[str, Any]) -> Any: ...
+    def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
+    def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
+    def log_dataset(self, folder: Path, digest: str, context: str) -> None: ...
+    def log_images(self, paths: Iterable[Path]) -> None: ...
+    def log_artifacts(self, folder: Path, name: str) -> None: ...
+    def log_traces(self, trajectories: Iterable[Trajectory], label: str) -> None: ...
+    def register_policy(self, folder: Path, metrics: Mapping[str, Any], cycle: str) -> str: ...
+    def promote(self, version: str, line: str = "") -> None: ...
+    def champion(self, line: str = "") -> str | None: ...
+
+
+def tracker(folder: Path = FOLDER) -> Tracker:
+    """Return the tracker of a folder; a NullTracker where $GENEVOLVE_TRACKING is `off`."""
+    return NullTracker() if os.environ.get(SWITCH_VARIABLE) == "off" else MlflowTracker(folder)
+
+
+def init_db(folder: Path = FOLDER) -> str:
+    """Create database and experiment if need be, one process at a time, and return the tracking URI."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    uri = f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # first touches at once would corrupt the database
+        mlflow = _mlflow(uri)
+        if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+            mlflow.create_experiment(EXPERIMENT, artifact_location=str(folder.absolute() / "artifacts"))
+    return uri
+
+
+def _mlflow(uri: str) -> Any:
+    import logging
+
+    import mlflow
+
+    for name in ("alembic", "mlflow.store.db.utils"):  # the migrations' diary is for nobody here
+        logging.getLogger(name).setLevel(logging.WARNING)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, keys joined by dots."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out.update(flatten(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite numbers among flattened values, as floats."""
+    flat = flatten(values)
+    return {k: float(v) for k, v in flat.items() if isinstance(v, int | float) and v == v and abs(v) != float("inf")}
+
+
+class MlflowTracker:
+    """Remembers in sqlite:///FOLDER/mlflow.db, with artifacts in FOLDER/artifacts."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._mlflow = _mlflow(init_db(folder))
+        self._client = self._mlflow.MlflowClient()
+        self._experiment = self._mlflow.get_experiment_by_name(EXPERIMENT).experiment_id
+        self._mlflow.set_experiment(experiment_id=self._experiment)  # traces go by it, not by the run
+
+    @contextmanager
+    def cycle(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
+        """One run a cycle; the same again when the cycle goes on after a crash. Stages below find it, in any process."""
+        found = self._runs(f"tags.cycle = '{name}' and tags.kind = 'cycle'")
+        run_id = found[0].info.run_id if found else None
+        tags = {"cycle": name, "kind": "cycle"}
+        before = os.environ.get(PARENT_VARIABLE)
+        with self._mlflow.start_run(
+            run_id=run_id, experiment_id=None if run_id else self._experiment, run_name=name, tags=tags
+        ) as run:
+            if run_id is None:
+                self._log_params(params)
+            os.environ[PARENT_VARIABLE] = run.info.run_id
+            try:
+                yield
+            finally:
+                _restore(PARENT_VARIABLE, before)
+
+    @contextmanager
+    def stage(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
+        """A run nested in the cycle's. One that a killed process left running is marked as killed."""
+        parent = os.environ.get(PARENT_VARIABLE)
+        where = f"tags.stage = '{name}' and attributes.status = 'RUNNING'"
+        for stale in self._runs(where + (f" and tags.mlflow.parentRunId = '{parent}'" if parent else "")):
+            self._client.set_terminated(stale.info.run_id, "KILLED")
+        with self._mlflow.start_run(
+            experiment_id=self._experiment,
+            run_name=name,
+            nested=parent is not None,
+            parent_run_id=parent,
+            tags={"stage": name, "kind": "stage"},
+        ):
+            self._log_params(params)
+            try:
+                yield
+            finally:
+                self._mlflow.flush_trace_async_logging()
+
+    def _runs(self, where: str) -> list[Any]:
+        return list(self._client.search_runs([self._experiment], filter_string=where, order_by=["start_time DESC"]))
+
+    def _log_params(self, params: Mapping[str, Any]) -> None:
+        flat = list(flatten(params).items())
+        for i in range(0, len(flat), 100):  # the store's batch limit
+            self._mlflow.log_params({k: str(v)[:6000] for k, v in flat[i : i + 100]})
+
+    def log_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Log the numbers among nested values; texts and lists are passed over."""
+        self._mlflow.log_metrics(numbers(metrics))
+
+    def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Log one point per row and number; a row's `step` is where it stands, else its place in the list."""
+        from mlflow.entities import Metric
+
+        points = [
+            Metric(key, value, 0, int(row.get("step", i)))
+            for i, row in enumerate(rows)
+            for key, value in numbers(row).items()
+            if key != "step"
+        ]
+        run_id = self._mlflow.active_run().info.run_id
+        for i in range(0, len(points), 1000):
+            self._client.log_batch(run_id, metrics=points[i : i + 1000])
+
+    def log_dataset(self, folder: Path, digest: str, context: str) -> None:
+        """Say which dataset, by digest, the run reads (`context`: training, evaluation)."""
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+
+        described: Any = MetaDataset  # MLflow declares it abstract and means it to be used as it is
+        source = CodeDatasetSource({"folder": str(folder)})
+        self._mlflow.log_input(described(source, name="GenEvolve-Data", digest=digest[:36]), context=context)
+
+    def log_images(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            self._mlflow.log_artifact(str(path), "images")
+
+    def log_artifacts(self, folder: Path, name: str) -> None:
+        self._mlflow.log_artifacts(str(folder), name)
+
+    def log_traces(self, trajectories: Iterable[Trajectory], label: str) -> None:
+        """Write trajectories as traces, a span per turn and per tool call (~9 ms each: not for every rollout)."""
+        for trajectory in trajectories:
+            self._log_trace(trajectory, label)
+
+    def _log_trace(self, trajectory: Trajectory, label: str) -> None:
+        start = self._mlflow.start_span
+        with start(name=f"{label} {trajectory.request_id}", span_type="AGENT") as whole:
+            whole.set_inputs({"question": trajectory.question})
+            whole.set_attributes({"trajectory": trajectory.id, "label": label, "termination": trajectory.termination})
+            turns = [m.content for m in trajectory.messages if m.role == "assistant"]
+            for number, content in enumerate(turns):
+                with start(name=f"turn {number}", span_type="LLM") as turn:
+                    turn.set_outputs(content)
+                for call in trajectory.tool_calls:
+                    if call.turn == number:
+                        with start(name=call.name, span_type="TOOL") as tool:
+                            tool.set_inputs(call.arguments)
+                            tool.set_outputs(call.result if call.ok else "refused")
+            reward = trajectory.reward
+            whole.set_outputs(
+                {
+                    "program": trajectory.program.model_dump(mode="json") if trajectory.program else None,
+                    "failure": trajectory.failure,
+                    "reward": reward.model_dump(mode="json") if reward else None,
+                }
+            )
+
+    def register_policy(self, folder: Path, metrics: Mapping[str, Any], cycle: str) -> str:
+        """Register a policy folder as a version of `genevolve-policy`; the same bytes of the same cycle: the same version."""
+        from mlflow.exceptions import MlflowException
+
+        digest = folder_digest(folder)
+        try:
+            self._client.create_registered_model(MODEL)
+        except MlflowException as e:
+            if e.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        for known in self._client.search_model_versions(f"name = '{MODEL}'"):
+            if known.tags.get("digest") == digest and known.tags.get("cycle") == cycle:
+                return str(known.version)
+        active = self._mlflow.active_run()
+        run_id = active.info.run_id if active else os.environ.get(PARENT_VARIABLE)
+        if run_id is None:
+            raise TrackingError("a policy can be registered only inside a cycle's run")
+        where = f"policy-{digest[:12]}"
+        self._client.log_artifacts(run_id, str(folder), where)
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/{where}"
+        tags = {"digest": digest, "cycle": cycle} | {f"score.{k}": f"{v:.6g}" for k, v in numbers(metrics).items()}
+        return str(self._client.create_model_version(MODEL, source=source, run_id=run_id, tags=tags).version)
+
+    def promote(self, version: str, line: str = "") -> None:
+        """Move the alias `champion` to a version, and `previous` to the champion it takes the place of.
+
+        A private line of cycles ("tiny") has its own two aliases, `champion-tiny` and `previous-tiny`.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.get_model_version(MODEL, version)
+        except MlflowException as e:
+            raise TrackingError(f"there is no version {version} of {MODEL}") from e
+        before = self._alias(_alias(CHAMPION, line))
+        if before is not None and str(before.version) != version:
+            self._client.set_registered_model_alias(MODEL, _alias(PREVIOUS, line), before.version)
+        self._client.set_registered_model_alias(MODEL, _alias(CHAMPION, line), version)
+
+    def rollback(self, line: str = "") -> str:
+        """Move `champion` back to `previous` and return that version; TrackingError where there is none."""
+        before = self._alias(_alias(PREVIOUS, line))
+        if before is None:
+            raise TrackingError("no policy was champion before this one")
+        self.promote(str(before.version), line)
+        return str(before.version)
+
+    def champion(self, line: str = "") -> str | None:
+        """Return the title of the champion's cycle, None before the first promotion."""
+        found = self._alias(_alias(CHAMPION, line))
+        return None if found is None else str(found.tags.get("cycle", ""))
+
+    def policy_folder(self, version: str = CHAMPION) -> Path:
+        """Return the folder of a registered policy, by version number or alias; TrackingError where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if version.isdigit():
+                found = self._client.get_model_version(MODEL, version)
+            else:
+                found = self._client.get_model_version_by_alias(MODEL, version)
+        except MlflowException as e:
+            raise TrackingError(f"no policy '{version}' is registered; `genevolve evolve` registers one a cycle") from e
+        folder = Path(found.source)
+        if not folder.is_dir():
+            raise TrackingError(f"policy '{version}' is registered, but its folder {folder} is gone")
+        return folder
+
+    def _alias(self, alias: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_model_version_by_alias(MODEL, alias)
+        except MlflowException:
+            return None
+
+
+class NullTracker:
+    """Remembers nothing."""
+
+    @contextmanager
+    def cycle(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
+        yield
+
+    stage = cycle
+
+    def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
+    def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
+    def log_dataset(self, folder: Path, digest: str, context: str) -> None: ...
+    def log_images(self, paths: Iterable[Path]) -> None: ...
+    def log_artifacts(self, folder: Path, name: str) -> None: ...
+    def log_traces(self, trajectories: Iterable[Trajectory], label: str) -> None: ...
+    def register_policy(self, folder: Path, metrics: Mapping[str, Any], cycle: str) -> str:
+        return "0"
+
+    def promote(self, version: str, line: str = "") -> None: ...
+    def champion(self, line: str = "") -> str | None:
+        return None
+
+
+def _alias(alias: str, line: str) -> str:
+    return f"{alias}-{line}" if line else alias
+
+
+def _restore(variable: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(variable, None)
+    else:
+        os.environ[variable] = value
+
+
+if __name__ == "__main__":
+    init_db()

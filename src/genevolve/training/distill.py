@@ -1,0 +1,233 @@
+"""Visual Experience Distillation: GRPO and the guide-taught term on stored trajectories, one optimiser step at a
+time.
+
+A plain loop rather than `transformers.Trainer`: a step's rows, normalisers and token selection are all known before
+its first forward pass, so the whole of it is "score, weigh, backward" per micro-batch, and Trainer's samplers,
+collators and loss rescaling would only be in the way. It is also why data parallelism needs no gather: tokens are
+selected per sequence and the normalisers are counts over the whole step, so ranks that split the micro-batches have
+to do no more than sum their gradients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genevolve.errors import GenEvolveError
+from genevolve.training.batch import MicroBatch, StepBatch, TrainRow, micro_batches
+from genevolve.training.checkpoint import CheckpointError, new_folder
+from genevolve.training.distill_config import DistillConfig
+from genevolve.training.distill_forward import check_model, disable_dropout, score
+from genevolve.training.distill_metrics import StepScores, step_metrics
+from genevolve.training.lora import add_adapters, merge_adapters
+from genevolve.training.losses import aggregation_weights, grpo_term, k3_kl, sdl_term, selected_count, top_fraction_mask
+
+
+class TrainingError(GenEvolveError):
+    """Training cannot go on; the weights are those of the last good step."""
+
+
+class DistillTrainer:
+    """Trains a causal language model, in place, on rows of stored trajectories.
+
+    `reference` is the frozen policy of the KL term and must be given when `kl_coef` is above 0, except with LoRA,
+    where the base without adapters serves. The teacher is the current weights behind the row's teacher prompt.
+    `policy_hash` names the policy training starts from, so that a checkpoint cannot be resumed on another one.
+    """
+
+    def __init__(self, model: Any, config: DistillConfig, reference: Any = None, policy_hash: str = "") -> None:
+        check_model(model)
+        if config.kl_coef > 0 and reference is None and config.lora_rank is None:
+            raise TrainingError("kl_coef is above 0, so a reference policy is needed; pass one or set kl_coef to 0.")
+        self.config, self.policy_hash, self.done = config, policy_hash, 0
+        self.model = add_adapters(model, config) if config.lora_rank else model
+        self.reference = reference
+        if reference is not None:
+            check_model(reference)
+            reference.requires_grad_(False).eval()
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            if config.lora_rank:
+                model.enable_input_require_grads()
+        disable_dropout(self.model)
+        self.model.train()  # without dropout this only lets gradient checkpointing work
+        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.device = next(iter(self.trained.values())).device
+        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=config.lr, weight_decay=config.weight_decay)
+
+    def train(self, rows: Sequence[TrainRow]) -> list[dict[str, float]]:
+        """Make `epochs_per_step` optimiser steps on one sampled batch; return the metrics of each."""
+        return [self.step(rows) for _ in range(self.config.epochs_per_step)]
+
+    def step(self, rows: Sequence[TrainRow]) -> dict[str, float]:
+        """Make one optimiser step on `rows` (whole groups of rollouts) and return its metrics.
+
+        Raises TrainingDataError for rows that cannot be trained on, TrainingError before the weights would become
+        infinite.
+        """
+        config = self.config
+        step = StepBatch.build(rows, config.advantage_eps, self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        scores = self.backward(step)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), config.max_grad_norm))
+        if norm != norm or norm == float("inf"):
+            raise TrainingError(
+                f"The gradient of step {self.done + 1} is not finite; lower lr ({config.lr:g}) or raise kl_coef."
+            )
+        rate = config.learning_rate_at(self.done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.done += 1
+        return {**step_metrics(step, scores, config), "grad_norm": norm, "lr": rate, "step": float(self.done)}
+
+    def backward(self, step: StepBatch) -> StepScores:
+        """Add the gradient of the step's loss to the parameters' `.grad` and return the scores behind it.
+
+        One student forward with gradient serves GRPO, KL and distillation; the teacher runs on taught rows only,
+        without gradient.
+        """
+        config, count = self.config, len(step.row)
+        teacher = self._scored_without_gradient(step, self.model, taught=True) if config.lambda_sdl else None
+        reference = None
+        if config.kl_coef:
+            with self._without_adapters():
+                reference = self._scored_without_gradient(step, self.reference or self.model, taught=False)
+        scores = StepScores(
+            student=torch.zeros(count, device=self.device),
+            entropy=torch.zeros(count, device=self.device),
+            teacher=teacher,
+            reference=reference,
+            selected=self._selected_in_step(step, teacher),
+            weight=aggregation_weights(step.lengths, step.row, config.aggregation),
+            quota=self._quota(step) if teacher is not None else 0,
+        )
+        for micro in micro_batches(step, config.micro_batch_tokens):
+            logp, entropy = score(self.model, micro, config, with_entropy=True)
+            assert entropy is not None
+            scores.student[micro.tokens] = logp.detach().to(scores.student)
+            scores.entropy[micro.tokens] = entropy.to(scores.entropy)
+            self._loss(step, scores, micro, logp).backward()
+        return scores
+
+    def _loss(self, step: StepBatch, scores: StepScores, micro: MicroBatch, logp: Tensor) -> Tensor:
+        """Return this micro-batch's part of L = L_GRPO + kl_coef KL + lambda L_SDL (method.md, section 6)."""
+        config, at = self.config, micro.tokens
+        row, old = step.row[at], step.old[at]
+        per_token = grpo_term(logp, old, step.advantage[row], config.clip_low, config.clip_high)
+        if scores.reference is not None:
+            corrected = old if config.kl_correction else None
+            per_token = per_token + config.kl_coef * k3_kl(logp, scores.reference[at], corrected)
+        loss = (scores.weight[at] * per_token).sum()
+        if scores.teacher is None:
+            return loss
+        teacher = scores.teacher[at]
+        if config.top_scope == "sequence":
+            distance = (teacher - logp.detach()).abs()
+            scores.selected[at] = top_fraction_mask(distance, row, step.taught[row], config.top_fraction)
+        chosen = scores.selected[at]
+        value = sdl_term(
+            logp[chosen],
+            teacher[chosen],
+            old[chosen],
+            config.estimator,
+            config.rho_max,
+            config.log_ratio_clamp,
+            config.token_cap,
+        )
+        return loss + config.lambda_sdl * value.sum() / max(1, scores.quota)
+
+    @torch.no_grad()
+    def _scored_without_gradient(self, step: StepBatch, model: Any, *, taught: bool) -> Tensor | None:
+        """Return log-probs [N] under `model`; with `taught`, of taught rows behind their teacher prompt, or None if
+        there is none."""
+        if taught and not bool(step.taught.any()):
+            return None
+        logps = torch.zeros(len(step.row), device=self.device)
+        for micro in micro_batches(step, self.config.micro_batch_tokens, teacher=taught):
+            logps[micro.tokens] = score(model, micro, self.config)[0].to(logps)
+        return logps
+
+    def _without_adapters(self) -> AbstractContextManager[Any]:
+        if self.reference is None:
+            context: AbstractContextManager[Any] = self.model.disable_adapter()
+            return context
+        return nullcontext()
+
+    def _selected_in_step(self, step: StepBatch, teacher: Tensor | None) -> Tensor:
+        """Return the selection over the whole step; per sequence it is made later, in the sequence's own forward
+        pass."""
+        if teacher is None or self.config.top_scope == "sequence":
+            return torch.zeros_like(step.row, dtype=torch.bool)
+        distance = (teacher - step.old).abs()
+        return top_fraction_mask(distance, step.row, step.taught[step.row], self.config.top_fraction, "step")
+
+    def _quota(self, step: StepBatch) -> int:
+        taught: list[int] = step.lengths[step.taught].tolist()
+        if self.config.top_scope == "step":
+            return selected_count(sum(taught), self.config.top_fraction)
+        return sum(selected_count(n, self.config.top_fraction) for n in taught)
+
+    def finish(self) -> Any:
+        """Return the trained policy as a plain model (adapters merged); the trainer makes no step after this."""
+        self.trained = {}
+        return merge_adapters(self.model)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint (trained weights, optimiser, RNG, step, config) to `folder`, whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {f"model.{name}": p.detach().contiguous() for name, p in self.trained.items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value.contiguous() for key, value in values.items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        state = {"step": self.done, "policy_hash": self.policy_hash, "config": self.config.model_dump()}
+        with new_folder(folder) as temporary:
+            save_file(tensors, temporary / "state.safetensors")
+            (temporary / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    def resume(self, folder: str | Path) -> None:
+        """Load a checkpoint written by `save`; training goes on to the same bytes as without the break.
+
+        Raises CheckpointError when it is unreadable or belongs to another start policy or config.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        root = Path(folder)
+        try:
+            state = json.loads((root / "state.json").read_text(encoding="utf-8"))
+            tensors = load_file(root / "state.safetensors", device=str(self.device))
+        except (OSError, ValueError, SafetensorError) as e:
+            raise CheckpointError(
+                f"{folder} is not a readable checkpoint ({e}); delete it to start the stage again."
+            ) from e
+        for what, found, expected in (
+            ("start policy", state["policy_hash"], self.policy_hash),
+            ("config", state["config"], self.config.model_dump()),
+        ):
+            if found != expected:
+                raise CheckpointError(
+                    f"{folder} belongs to another {what} than this run; delete it to start the stage again."
+                )
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(tensors[f"model.{name}"])
+        self._load_optimizer(tensors)
+        torch.set_rng_state(tensors["rng.cpu"].cpu())
+        self.done = int(state["step"])
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        saved = self.optimizer.state_dict()
+        saved["state"] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                saved["state"].setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict(saved)

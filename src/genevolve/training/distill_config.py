@@ -1,0 +1,90 @@
+"""The settings of one distillation run. This file is the manual: every field says its unit and where the default
+comes from.
+
+[P] = the paper, [R] = its release, ours = we chose. Imports no torch, so that profiles can be checked in
+milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DistillConfig(BaseModel):
+    """GRPO + Visual Experience Distillation on stored trajectories; the defaults are the paper's where it gives a
+    value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    lr: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of AdamW. [P] 1e-6 for 8B; a 2-5M policy needs about 1e-4."""
+    steps: int = Field(default=200, ge=1)
+    """Calls of `train` (sampled batches) the run will make; with `epochs_per_step` it sets the length of the
+    schedule. [P] about 200."""
+    epochs_per_step: int = Field(default=1, ge=1)
+    """Optimiser steps on each sampled batch; above 1 the clip range starts to matter. Ours."""
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    """Cosine to zero without warm-up [P], or constant."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW. Ours (the paper gives none for this phase)."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient of the whole step is scaled down to this L2 norm. Ours."""
+
+    temperature: float = Field(default=0.7, gt=0)
+    """Sampling temperature of the trajectories; log-probabilities are scored at the same one. [P]"""
+    clip_low: float = Field(default=0.20, ge=0, lt=1)
+    """Probability ratios below 1 - clip_low get no gradient when the advantage is negative. [P]"""
+    clip_high: float = Field(default=0.28, ge=0)
+    """Probability ratios above 1 + clip_high get no gradient when the advantage is positive. [P]"""
+    kl_coef: float = Field(default=1e-3, ge=0)
+    """Weight of the k3 KL to the reference policy. [P] 0 switches it off and needs no reference."""
+    kl_correction: bool = False
+    """Multiply the KL by the live probability ratio, which makes its gradient the reverse KL's. [P] plain k3; TRL
+    corrects."""
+    aggregation: Literal["seq-mean-token-sum", "token-mean", "seq-mean-token-mean"] = "seq-mean-token-sum"
+    """How per-token GRPO and KL losses become one number, over the whole step. [P] seq-mean-token-sum."""
+    advantage_eps: float = Field(default=1e-4, gt=0)
+    """Added to the group's reward std. TRL's value; the paper gives none."""
+
+    lambda_sdl: float = Field(default=2.0, ge=0)
+    """Weight of the distillation loss beside GRPO. [P] 2.0; to be swept, as its scale depends on `aggregation`. 0 =
+    GRPO alone."""
+    estimator: Literal["bounded", "k3", "k3_value_clamp", "k3_detached"] = "bounded"
+    """Distillation loss per token, see `losses.sdl_term`. Ours: bounded; the paper's text allows k3 and
+    k3_value_clamp."""
+    rho_max: float = Field(default=2.0, gt=0)
+    """Cap of the ratio pS / pS_old in the distillation loss. [P]"""
+    log_ratio_clamp: float = Field(default=10.0, gt=0)
+    """Clamp of log pE - log pS in nats (of k3 itself under k3_value_clamp). [P] 10."""
+    token_cap: float | None = Field(default=None, gt=0)
+    """c_tok, the cap of one token's distillation loss; None: no cap. The paper names it without a value."""
+    top_fraction: float = Field(default=0.10, gt=0, le=1)
+    """Share of a taught row's assistant tokens that is distilled: those with the largest |log pE - log pS|. [P]"""
+    top_scope: Literal["sequence", "step"] = "sequence"
+    """Whether the share is taken of each sequence [P] or of the whole step (ranked by the stored log-probs, so one
+    forward is enough)."""
+
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    """Padded tokens of one micro-batch. Changes memory and speed only, never the gradient."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the forward under autocast; log-softmax and losses stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations layer by layer in the backward pass: less memory, about a third slower."""
+    lora_rank: int | None = Field(default=None, ge=1)
+    """None trains all weights; a rank trains LoRA adapters on every linear layer but the head. The paper trains all
+    weights."""
+    lora_alpha: int = Field(default=32, ge=1)
+    """LoRA scale: the update is multiplied by lora_alpha / lora_rank."""
+    seed: int = 0
+    """Seed of the LoRA initialisation; nothing else in training is random."""
+
+    def learning_rate_at(self, done: int) -> float:
+        """Return the learning rate of the optimiser step after `done` steps."""
+        import math
+
+        if self.lr_schedule == "constant":
+            return self.lr
+        total = self.steps * self.epochs_per_step
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done / total)))

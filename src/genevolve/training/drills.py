@@ -1,0 +1,340 @@
+"""Practice for the base: trajectories in made-up worlds, look-up and copy drills, plain English (ours).
+
+Nothing here comes from the embedded world's entities: names are other encyclopedia titles or invented syllables, facts
+are invented. What is learnt is the protocol, reading, copying and obeying a guide, not the world.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from genevolve.agent.chat import observation_text, prompt_text
+from genevolve.agent.format import image_observation, search_observation, text_observation
+from genevolve.agent.system import load_system, system_prompt
+from genevolve.dataset.recipes import Named, make_lettering, make_scene, write_question
+from genevolve.dataset.teacher import Habits, kinds_of, make_plan, teach
+from genevolve.experience.bullets import STANDARD, bullet
+from genevolve.experience.guide import TITLE
+from genevolve.scene import SKILL_OF, Scene
+
+Piece = tuple[str, float]
+"""A text and the loss weight of its tokens."""
+
+QUIET = 0.05
+"""Loss weight of tokens the policy reads but never writes: they teach a little English and much induction."""
+
+_ONSETS = ["b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pr", "qu", "r", "s", "sh", "st", "t", "tr", "v", "w", "y", "z", "th", "sl"]
+_VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "ou", "ee", "ia"]
+_CODAS = ["", "", "", "n", "r", "l", "s", "m", "t", "k", "nd", "sh", "ng"]
+
+
+@dataclass(frozen=True)
+class Lore:
+    """Raw material for made-up worlds."""
+
+    titles: tuple[str, ...]
+    """lower-case names of one to three words, none of them an entity of the embedded world"""
+    descriptions: tuple[str, ...]
+    sentences: tuple[str, ...]
+    guidance: dict[str, str]
+    """skill name -> guidance text"""
+
+
+def syllables(rng: Random, low: int = 2, high: int = 3) -> str:
+    """Return a capitalised invented word."""
+    word = "".join(
+        rng.choice(_ONSETS) + rng.choice(_VOWELS) + (rng.choice(_CODAS) if rng.random() < 0.5 else "")
+        for _ in range(rng.randint(low, high))
+    )
+    return word.capitalize()
+
+
+def invent_place(rng: Random) -> str:
+    """Return a country-like name of one to three words."""
+    words = [syllables(rng, 1, 3) for _ in range(rng.choice((1, 1, 1, 2)))]
+    if rng.random() < 0.1:
+        words.insert(0, rng.choice(("New", "North", "South", "West", "Saint", "East")))
+    return " ".join(words)
+
+
+def _neighbour(rng: Random, lore: Lore, name: str) -> str:
+    """Return a name that is easily mistaken for `name`: it shares a word, begins or ends with it."""
+    words = name.split()
+    other = rng.choice(lore.titles).split()[0] if name.islower() else syllables(rng)
+    kind = rng.random()
+    if kind < 0.35:
+        return f"{other} {words[-1]}"
+    if kind < 0.6:
+        return f"{words[0]} {other}"
+    if kind < 0.75:
+        return f"{name} {other}"
+    if kind < 0.9:
+        return f"{other} {name}"
+    return name[:-1] if len(words[-1]) > 4 else f"{name}{rng.choice('ainr')}"
+
+
+def invent(rng: Random, lore: Lore, knowledge: bool) -> tuple[Named, str]:
+    """Return an invented entity and, when it is named through a fact, that fact's value."""
+    if rng.random() < 0.4:
+        place = invent_place(rng)
+        if not knowledge:
+            return Named("x", f"flag of {place}"), ""
+        value, clue = _country_fact(rng)
+        return Named("x", f"flag of {place}", clue), value
+    name = rng.choice(lore.titles) if rng.random() < 0.8 else syllables(rng).lower()
+    if not knowledge:
+        return Named("x", name), ""
+    if rng.random() < 0.2:
+        value = _fragment(rng, lore, 3, 8).replace('"', "").strip(" ,.;")
+        return Named("x", name, f'the thing about which an encyclopedia says "{value}"'), value
+    value = rng.choice(lore.descriptions)
+    if rng.random() < 0.5:
+        value = value[0].lower() + value[1:]
+        return Named("x", name, f'the thing that an encyclopedia defines as "{value}"'), value
+    return Named("x", name, f'the thing that an encyclopedia describes as "{value}"'), value
+
+
+def _country_fact(rng: Random) -> tuple[str, str]:
+    word = " ".join(syllables(rng, 1, 3) for _ in range(rng.choice((1, 1, 1, 2))))
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return rng.choice(
+        (
+            (word, f"the country whose capital is {word}"),
+            (word, f"the country that has a province named {word}"),
+            (d := "." + rng.choice(letters) + rng.choice(letters), f"the country whose internet domain is {d}"),
+            (n := str(rng.randint(1, 999)), f"the country with the calling code {n}"),
+            (c := "".join(rng.choices(letters.upper(), k=3)), f"the country whose currency code is {c}"),
+        )
+    )
+
+
+def _fragment(rng: Random, lore: Lore, low: int = 2, high: int = 9) -> str:
+    words = rng.choice(lore.sentences).split()
+    start = rng.randrange(max(1, len(words) - high))
+    return " ".join(words[start : start + rng.randint(low, high)])
+
+
+_TAILS = {
+    "capital": ("is the capital city of {0}", "is the capital of {0}", "is the capital", "is the capital city"),
+    "province": ("is a province of {0}", "is one of the provinces of {0}", "is a province"),
+    "domain": ("is the internet domain of {0}", "is the internet domain"),
+    "currency": ("is the currency code of {0}", "is the currency code"),
+    "calling": ("is the calling code of {0}", "is the calling code"),
+}
+
+
+def _fact_line(rng: Random, lore: Lore, value: str, clue: str, title: str) -> tuple[str, str]:
+    for key, tails in _TAILS.items():
+        if key in clue and "encyclopedia" not in clue:
+            return f"{value} {rng.choice(tails).format(title)}{rng.choice(('.', '.', ''))}", title
+    if " says " in clue:
+        return f"{_fragment(rng, lore, 0, 4)} {value} {_fragment(rng, lore, 0, 5)}", title
+    before = rng.choice(("", "", f"The {title} is a ", f"{title} is a ", f"{_fragment(rng, lore, 1, 3)} ")) if value[0].islower() else ""
+    return before + value + rng.choice((".", ".", ". " + _fragment(rng, lore, 2, 6), ", " + _fragment(rng, lore, 2, 6))), title
+
+
+def _search_results(rng: Random, lore: Lore, who: Named, value: str) -> str:
+    title = who.name.removeprefix("flag of ")
+    assert who.clue is not None
+    rows = [_fact_line(rng, lore, value, who.clue, title)]
+    for _ in range(4):
+        kind = rng.random()
+        if kind < 0.5:  # the same relation, another thing
+            other, v = invent(rng, lore, True)
+            assert other.clue is not None
+            rows.append(_fact_line(rng, lore, v, other.clue, other.name.removeprefix("flag of ")))
+        elif kind < 0.62 and "encyclopedia" not in who.clue:  # the value in another sentence
+            rows.append((f"{_fragment(rng, lore, 1, 4)} {value} {_fragment(rng, lore, 1, 6)}", rng.choice(lore.titles)))
+        elif kind < 0.7 and value.isalpha():  # the article about the value itself
+            rows.append((f"{value} is the {_fragment(rng, lore, 1, 6)}", value))
+        else:
+            rows.append((_fragment(rng, lore, 4, 12), rng.choice(lore.titles)))
+    rng.shuffle(rows)
+    return search_observation((" ".join(s.split()), t) for s, t in rows)
+
+
+def _image_results(rng: Random, lore: Lore, name: str, first: int) -> str:
+    flag = name.startswith("flag of ")
+    names = {name}
+    while len(names) < rng.choice((4, 5, 5, 5)):
+        if rng.random() < 0.45:
+            base = _neighbour(rng, lore, name.removeprefix("flag of "))
+        else:
+            base = invent_place(rng) if flag else rng.choice(lore.titles)
+        names.add(f"flag of {base}" if flag and rng.random() < 0.9 else base)
+    rows = sorted(names)
+    rng.shuffle(rows)
+    return image_observation((n, f"IMG_{first + i:03d}") for i, n in enumerate(rows))
+
+
+def make_guide(rng: Random, scene: Scene, knowledge: bool, read: Sequence[str], exact: Sequence[str]) -> str:
+    """Return a guide that advises the skills of kinds `read` and the wordings of kinds `exact`, among general advice."""
+    rows: list[str] = []
+
+    def add(slot: str, action: str, chance: float = 1.0) -> None:
+        if rng.random() < chance:
+            prefix = f"{STANDARD} " if rng.random() < 0.35 else ""
+            rows.append(prefix + bullet(slot, action, rng.randrange(2)))
+
+    add("tool_plan", "search_first" if knowledge else "image_search_first", 0.4)
+    add("search", "specific_query" if knowledge else "skip_search", 0.4)
+    for kind in read:
+        add("skill_routing", SKILL_OF[kind])
+    add("reference", "two_references" if len(scene.subjects) == 2 else "title_match", 0.4)
+    for kind in exact:
+        add("prompt_program", kind)
+    add("failure", rng.choice(("no_ids_in_prompt", "answer_in_time")), 0.3)
+    return "\n".join([TITLE, *(f" - {row}" for row in rows)])
+
+
+def draw_guided(rng: Random, scene: Scene) -> tuple[list[str], list[str]]:
+    """Return (kinds whose skill is advised, kinds whose wording is advised) for a guide, at least one in all."""
+    kinds = kinds_of(scene)
+    read = [k for k in kinds if rng.random() < 0.4][:3]
+    exact = [k for k in kinds if rng.random() < (0.7 if k in read else 0.4)]
+    return (read, exact) if read or exact else ([], [rng.choice(kinds)])
+
+
+GUIDED = Habits(activate=0.12, exact_unread=0.2, omit_unread=0.1, vague_search=0.0, careless_pick=0.0)
+"""What a guided trajectory does where its guide is silent: little, so that following the guide is worth learning."""
+
+
+def trajectory(rng: Random, lore: Lore, guided: float = 0.4) -> list[Piece]:
+    """Return a whole trajectory in a made-up world, as pieces of text with loss weights."""
+    things = [invent(rng, lore, rng.random() < 0.6) for _ in range(rng.choice((1, 1, 2)))]
+    named = [n for n, _ in things]
+    scene = make_scene(rng, [str(i) for i in range(len(named))])
+    guide = None
+    if rng.random() < guided:
+        read, exact = draw_guided(rng, scene)
+        guide = make_guide(rng, scene, any(n.clue for n in named), read, exact)
+        plan = make_plan(rng, scene, GUIDED, read, exact)
+    else:
+        habits = Habits(
+            activate=rng.choice((0.1, 0.4, 0.8)),
+            exact_unread=rng.choice((0.2, 0.5, 0.8)),
+            vague_search=0.0,
+            careless_pick=0.0,
+        )
+        plan = make_plan(rng, scene, habits)
+    pieces: list[Piece] = [(prompt_text(system_prompt(load_system(), guide), write_question(rng, scene, named)), QUIET)]
+    script = teach(rng, scene, named, plan)
+    turn, shown, facts = next(script), 0, iter([(n, v) for n, v in things if n.clue])
+    pictures = iter(named)
+    while True:
+        pieces.append((turn + "<|im_end|>", 1.0))
+        if '"search"' in turn:
+            observation = _search_results(rng, lore, *next(facts))
+        elif '"image_search"' in turn:
+            observation = _image_results(rng, lore, next(pictures).name, shown + 1)
+            shown += observation.count("IMG_")
+        else:
+            skill = turn.rsplit('"skill_name": "', 1)[-1].split('"')[0]
+            observation = text_observation(lore.guidance.get(skill, ""))
+        try:
+            turn = script.send(observation)
+        except StopIteration:
+            return pieces
+        pieces.append((observation_text(observation), QUIET))
+
+
+def lookup_drill(rng: Random, lore: Lore) -> list[Piece]:
+    """Return one page of image results and many picks from it: which id stands behind this title."""
+    flag = rng.random() < 0.4
+    make = invent_place if flag else (lambda r: r.choice(lore.titles))
+    names: list[str] = []
+    while len(names) < rng.randint(4, 9):
+        name = _neighbour(rng, lore, rng.choice(names)) if names and rng.random() < 0.5 else make(rng)
+        if name not in names:
+            names.append(name)
+    ids = rng.sample(range(1, 40), len(names))
+    rows = [(f"flag of {n}" if flag else n, f"IMG_{i:03d}") for n, i in zip(names, sorted(ids), strict=True)]
+    asked = rng.sample(rows, len(rows))
+    said = " ".join(f"Take {n} {i}." for n, i in asked)
+    return [(f"<|im_start|>user\n{image_observation(rows)}<|im_end|>\n<|im_start|>assistant\n", QUIET), (f"<think> {said}</think>", 1.0)]
+
+
+def fact_drill(rng: Random, lore: Lore) -> list[Piece]:
+    """Return one page of search results and, for several of the facts, the line up to its title."""
+    things = [invent(rng, lore, True) for _ in range(rng.randint(3, 6))]
+    rows = [_fact_line(rng, lore, v, n.clue or "", n.name.removeprefix("flag of ")) for n, v in things]
+    rows = [(" ".join(s.split()), t) for s, t in rows]
+    said = []
+    for (_, value), (snippet, title) in rng.sample(list(zip(things, rows, strict=True)), len(rows)):
+        said.append(f"{value}: {snippet[snippet.index(value):]} — {title}.")
+    return [
+        (f"<|im_start|>user\n{search_observation(rows)}<|im_end|>\n<|im_start|>assistant\n", QUIET),
+        (f"<think> {' '.join(said)}</think>", 0.7),
+    ]
+
+
+def lettering_drill(rng: Random, lore: Lore) -> list[Piece]:
+    """Return words in capitals, known and invented, to be quoted letter for letter."""
+    lines = [
+        make_lettering(rng) if rng.random() < 0.5 else " ".join(syllables(rng).upper() for _ in range(rng.choice((1, 2))))
+        for _ in range(5)
+    ]
+    shown = ", ".join(f'"{t}"' for t in lines)
+    said = " ".join(f"The exact text '{t}' in large bold letters." for t in lines)
+    return [(f"<|im_start|>user\n{shown}.<|im_end|>\n<|im_start|>assistant\n", QUIET), (f"<think> {said}</think>", 0.5)]
+
+
+def examples(rng: Random, lore: Lore, english: float = 0.06) -> Iterator[list[Piece]]:
+    """Yield practice examples for ever: two thirds trajectories, the rest drills and `english` plain sentences."""
+    while True:
+        kind = rng.random()
+        if kind < english:
+            yield [(" ".join(rng.sample(lore.sentences, 4)), 0.3)]
+        elif kind < english + 0.16:
+            yield lookup_drill(rng, lore)
+        elif kind < english + 0.26:
+            yield fact_drill(rng, lore)
+        elif kind < english + 0.29:
+            yield lettering_drill(rng, lore)
+        else:
+            yield trajectory(rng, lore)
+
+
+def read_lore(names: Sequence[str], guidance: dict[str, str]) -> Lore:
+    """Return raw material from the encyclopedia in which no entity of the embedded world is named.
+
+    `names` are the entities' names and titles: a title, description or sentence that has one of them as words is left out.
+    """
+    from genevolve.tools.sources import leads
+
+    forbidden = {n.removeprefix("flag of ").lower() for n in names}
+    longest = max(len(n.split()) for n in forbidden)
+
+    def clean(text: str) -> bool:
+        words = re.findall(r"[a-z0-9'-]+", text.lower())
+        singular = [w[:-1] if w.endswith("s") else w for w in words]
+        return not any(
+            " ".join(row[i : i + n]) in forbidden
+            for row in (words, singular)
+            for n in range(1, longest + 1)
+            for i in range(len(row) - n + 1)
+        )
+
+    rows = list(leads().values())
+    titles = {r.title.lower() for r in rows if re.fullmatch(r"[A-Za-z]+( [A-Za-z]+){0,2}", r.title) and clean(r.title)}
+    sentences = [
+        s
+        for r in rows
+        if clean(r.title)
+        for s in re.split(r"(?<=\.)\s+(?=[A-Z])", r.extract)
+        if 40 < len(s) < 220 and clean(s)
+    ]
+    descriptions = {r.description for r in rows if 8 < len(r.description) < 60 and '"' not in r.description and clean(r.description)}
+    return Lore(tuple(sorted(titles)), tuple(sorted(descriptions)), tuple(sentences), guidance)
+
+
+def tokenizer_texts(lore: Lore, seed: int, n: int = 12000) -> Iterator[str]:
+    """Yield what the tokenizer is trained on: the sentences, titles and `n` practice examples."""
+    yield from lore.sentences
+    yield from lore.titles
+    rng = Random(seed)
+    for _, pieces in zip(range(n), examples(rng, lore), strict=False):
+        yield "".join(text for text, _ in pieces)

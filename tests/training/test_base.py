@@ -1,0 +1,133 @@
+"""The base's parts: tokenizer, wired start, practice, and a few real steps of pretraining."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from genevolve.agent.chat import prompt_text
+from genevolve.agent.protocol import Answer, Call, parse_turn
+from genevolve.scene import SKILLS
+from genevolve.training import drills
+from genevolve.training.drills import Lore, examples, lookup_drill, read_lore, trajectory
+from genevolve.training.pretrain import PretrainConfig, batches, encode, new_model, train
+from genevolve.training.tokenizer import IMG_TOKENS, train_tokenizer
+
+LORE = Lore(
+    titles=("steel guitar", "wood engraving", "tidal marsh", "copper kettle", "night train", "paper mill"),
+    descriptions=("Sprint race over sixty paces", "tool for drawing parallel lines", "Order of small green stones"),
+    sentences=(
+        "The mill was built by the river in the year of the great flood and still stands.",
+        "A marsh is a place where the ground is wet for the most part of the year.",
+        "The train left in the night and came to the coast before the sun was up again.",
+        "Paper was made there from old cloth until the last owner sold all of the machines.",
+    ),
+    guidance=dict.fromkeys(SKILLS, "Write: like this."),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():  # type: ignore[no-untyped-def]
+    rng = Random(1)
+    source = examples(rng, LORE)
+    return train_tokenizer(("".join(t for t, _ in next(source)) for _ in range(400)), vocab_size=1024)
+
+
+def test_a_word_has_the_same_tokens_in_running_text_in_json_and_behind_a_quote(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    word = tokenizer(" steel guitar")["input_ids"]
+    for text in ("Draw a steel guitar, twice", '"query": " steel guitar"}}', " - steel guitar IMG_004\n"):
+        ids = tokenizer(text)["input_ids"]
+        assert any(ids[i : i + len(word)] == word for i in range(len(ids))), text
+    asked, quoted = tokenizer('the sign "KETTLE" at')["input_ids"], tokenizer("text 'KETTLE' in")["input_ids"]
+    kettle = tokenizer("KETTLE")["input_ids"]
+    assert all(any(ids[i : i + len(kettle)] == kettle for i in range(len(ids))) for ids in (asked, quoted))
+
+
+def test_scaffolds_and_ids_are_single_tokens_and_text_survives_the_round_trip(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    for token in (*IMG_TOKENS, "<|im_end|>", '</think><answer>{"gen_prompt": "'):
+        assert len(tokenizer(token)["input_ids"]) == 1
+    for pieces in (trajectory(Random(i), LORE) for i in range(10)):
+        for text, _ in pieces:
+            assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=False) == text
+
+
+def test_the_chat_template_says_what_the_engine_says(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    said = tokenizer.apply_chat_template(
+        [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}], tokenize=False, add_generation_prompt=True
+    )
+    assert said == prompt_text("S", "U")
+
+
+def test_the_wired_start_copies_before_any_training() -> None:
+    model = new_model(PretrainConfig(vocab_size=1024)).eval()
+    ids = torch.randint(0, 1024, (4, 80), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        said = model(input_ids=torch.cat([ids, ids], 1)).logits[:, 80:-1].argmax(-1)
+    assert (said == ids[:, 1:]).float().mean() > 0.5
+
+
+def test_every_turn_of_a_practice_trajectory_is_a_valid_turn_and_the_guide_is_obeyed() -> None:
+    guided = 0
+    for i in range(150):
+        pieces = trajectory(Random(i), LORE, guided=0.5)
+        turns = [parse_turn(text.removesuffix("<|im_end|>"), False) for text, weight in pieces if weight == 1.0]
+        assert all(isinstance(t, Call) for t in turns[:-1]) and isinstance(turns[-1], Answer)
+        prompt = pieces[0][0]
+        if "Current-Task Decision Guide" in prompt:
+            guided += 1
+            advised = {
+                s for s in SKILLS if f"query_knowledge for {s} " in prompt or f"the skill {s} first" in prompt
+            }
+            asked = {t.arguments["skill_name"] for t in turns if isinstance(t, Call) and t.name == "query_knowledge"}
+            assert advised <= asked
+    assert guided > 40
+
+
+def test_the_look_up_drill_asks_for_every_title_and_names_its_own_id() -> None:
+    page, said = (text for text, _ in lookup_drill(Random(3), LORE))
+    rows = dict(line.removeprefix(" - ").rsplit(" ", 1) for line in page.splitlines() if "IMG_" in line)
+    assert len(rows) >= 4 and all(f"Take {title} {img_id}." in said for title, img_id in rows.items())
+
+
+def test_lore_names_no_entity() -> None:
+    lore = read_lore(["flag of Bhutan", "giraffe", "American bison"], {})
+    text = " ".join((*lore.titles, *lore.descriptions, *lore.sentences)).lower()
+    assert len(lore.sentences) > 1000 and "giraffe" in " ".join(read_lore(["flag of Bhutan"], {}).sentences).lower()
+    for name in ("bhutan ", " giraffe", "american bison"):
+        assert name not in text
+
+
+def test_training_lowers_the_loss_and_saves_a_loadable_base(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from transformers import AutoModelForCausalLM
+
+    cfg = PretrainConfig(vocab_size=1024, hidden_size=160, layers=2, tokens=30_000, batch_tokens=1500, threads=1)
+    rows: list[dict[str, float]] = []
+    source, rng = examples(Random(9), LORE), Random(9)
+    ids, weights = next(batches(tokenizer, source, 1500, rng))
+    model = new_model(cfg)
+
+    def loss() -> float:
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[:, :-1]
+        keep = weights[:, 1:] >= 0.9
+        return torch.nn.functional.cross_entropy(logits[keep], ids[:, 1:][keep]).item()
+
+    before = loss()
+    train(cfg, tokenizer, LORE, tmp_path, rows.append, model)
+    assert loss() < before - 1
+    assert rows[-1]["trajectory_loss"] > 0
+    assert json.loads((tmp_path / "pretrain.json").read_text())["config"]["seed"] == cfg.seed
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.vocab_size == 1024
+
+
+def test_examples_are_a_function_of_the_seed(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    a, b = examples(Random(4), LORE), examples(Random(4), LORE)
+    assert [encode(tokenizer, next(a)) for _ in range(30)] == [encode(tokenizer, next(b)) for _ in range(30)]
+    assert replace(PretrainConfig(), seed=1) != PretrainConfig()
+    assert drills.QUIET < 0.2  # below `low` in pretrain.train: text that is read is sampled, not skipped
