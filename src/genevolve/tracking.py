@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,8 +90,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return the finite numbers among flattened values, as floats."""
-    flat = flatten(values)
+    """Return the finite numbers among flattened values, as floats, under names that MLflow takes."""
+    flat = {re.sub(r"[^\w.: /-]", "_", k): v for k, v in flatten(values).items()}
     return {k: float(v) for k, v in flat.items() if isinstance(v, int | float) and v == v and abs(v) != float("inf")}
 
 

@@ -26,13 +26,17 @@ def escape(text: str) -> str:
 
 
 def call_turn(think: str, name: str, argument: str) -> str:
-    """Return an assistant turn that calls one tool with its one required argument."""
+    """Return an assistant turn that calls one tool with its one required argument.
+
+    Words taken out of quotation marks have no space before them; so that they keep their tokens, a thought or a search
+    query that begins with `"` is written without the mark and without the space.
+    """
     value = {
         "search": f'{{"queries": [{_string(argument)}]}}',
         "image_search": f'{{"query": {_string(argument)}}}',
         "query_knowledge": f'{{"skill_name": {json.dumps(argument)}}}',
     }[name]
-    return f'<think> {think}</think><tool_call>{{"name": "{name}", "arguments": {value}}}</tool_call>'
+    return f'<think>{_spaced(think)}</think><tool_call>{{"name": "{name}", "arguments": {value}}}</tool_call>'
 
 
 def answer_turn(think: str, gen_prompt: str, references: Sequence[tuple[str, str]]) -> str:
@@ -42,7 +46,11 @@ def answer_turn(think: str, gen_prompt: str, references: Sequence[tuple[str, str
 
 
 def _string(text: str) -> str:
-    return json.dumps(" " + text.strip(), ensure_ascii=False)
+    return json.dumps(_spaced(text.strip()), ensure_ascii=False)
+
+
+def _spaced(text: str) -> str:
+    return text[1:] if text.startswith('"') else " " + text
 
 
 def search_observation(hits: Iterable[tuple[str, str]]) -> str:

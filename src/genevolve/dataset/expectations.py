@@ -24,8 +24,8 @@ class Failure:
     """of the rows that break it; empty for an expectation about the whole table"""
 
     def sentence(self) -> str:
-        rows = f", for instance {', '.join(self.ids[:3])}" if self.ids else ""
-        return f"The {self.table} table fails '{self.expectation}' ({len(self.ids) or 'no single'} rows{rows})."
+        rows = f" in {len(self.ids)} rows, for instance {', '.join(self.ids[:3])}" if self.ids else ""
+        return f"The {self.table} table fails '{self.expectation}'{rows}."
 
 
 def request_table(requests: Sequence[Request]) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def teach(rng: Random, scene: Scene, named: Sequence[Named], plan: Plan) -> Gene
                 yield call_turn(_join(note, "Find the fact."), "search", _vague(query))
                 note = ""
             observation = yield call_turn(_join(note, "Find the fact."), "search", query)
-            note = _fact(observation, who)
+            note = fact_note(observation, who)
         observation = yield call_turn(_join(note, f"Find {who.name}."), "image_search", who.name)
         img_id = _pick(observation, who.name, plan.careless)
         if img_id is not None:
@@ -112,7 +112,7 @@ def teach(rng: Random, scene: Scene, named: Sequence[Named], plan: Plan) -> Gene
     yield answer_turn(think, write_prompt(rng, scene, plan.style), picks)
 
 
-def _fact(observation: str, who: Named) -> str:
+def fact_note(observation: str, who: Named) -> str:
     """Return the line of the results that gives the fact, from its value to its title; empty when it is not there."""
     if who.clue is None:
         return ""
@@ -120,7 +120,8 @@ def _fact(observation: str, who: Named) -> str:
     for line in observation.splitlines():
         snippet, _, source = line.removeprefix(" - ").rpartition(" — ")
         if source == title and value in snippet:
-            return f"{snippet[snippet.index(value) :]} — {title}."
+            mark = '"' if '"' in who.clue else ""
+            return f"{mark}{snippet[snippet.index(value) :]} — {title}."
     return ""
 
 
@@ -135,12 +136,12 @@ def fact_value(clue: str) -> str:
 
 
 def search_query(clue: str) -> str:
-    """Return the query for a clue: the quoted description, or the description without its article."""
-    return fact_value(clue) if '"' in clue else clue.removeprefix("the ")
+    """Return the query for a clue: the quoted words (with their opening mark, see `call_turn`), or the clue without its article."""
+    return '"' + fact_value(clue) if '"' in clue else clue.removeprefix("the ")
 
 
 def _vague(query: str) -> str:
-    return " ".join(query.split()[:2])
+    return " ".join(query.removeprefix('"').split()[:2])
 
 
 def _join(*parts: str) -> str:

@@ -134,15 +134,17 @@ def unlike(picture: Image, behind: NDArray[np.float32], tolerance: float = SAME)
     return np.asarray(out, dtype=np.bool_)
 
 
-def outside(like: Mask, exact: Mask) -> Mask:
-    """Return the background-like pixels that reach the border, or lie in a hole that is truly background."""
+def outside(like: Mask, exact: Mask | None = None) -> Mask:
+    """Return the background-like pixels that reach the border, or (given `exact`) lie in a hole that is truly background."""
     import cv2
 
     count, labels = cv2.connectedComponents(like.astype(np.uint8), connectivity=4)
     edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-    total = np.bincount(labels[like], minlength=count)
-    true = np.bincount(labels[like & exact], minlength=count)
-    keep = (true >= 0.6 * np.maximum(total, 1)) & (total >= 6)
+    keep = np.zeros(count, dtype=bool)
+    if exact is not None:
+        total = np.bincount(labels[like], minlength=count)
+        true = np.bincount(labels[like & exact], minlength=count)
+        keep = (true >= 0.6 * np.maximum(total, 1)) & (total >= 6)
     keep[edge] = True
     keep[0] = False
     return np.asarray(keep[labels], dtype=np.bool_)

@@ -113,3 +113,10 @@ def embed(crops: Image) -> Vector:
     finally:
         torch.set_num_threads(threads)
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-8), dtype=np.float32)
+
+
+@lru_cache(maxsize=4096)
+def embed_one(crop: bytes) -> Vector:
+    """Return the features [1280] of one crop, given as the bytes of RGB [SIDE, SIDE, 3]; rollouts share many crops."""
+    row: Vector = embed(np.frombuffer(crop, dtype=np.uint8).reshape(1, SIDE, SIDE, 3).copy())[0]
+    return row

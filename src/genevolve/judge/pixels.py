@@ -22,9 +22,9 @@ from functools import lru_cache
 import numpy as np
 
 from genevolve.judge import assign, identity, kscore, ocr
+from genevolve.judge.assign import Group
 from genevolve.judge.backdrop import banner_rows
 from genevolve.judge.base import JudgeError, JudgeJob
-from genevolve.judge.identity import Likeness
 from genevolve.judge.layout import Cell
 from genevolve.judge.view import Pairing, View, look, pair_generated, pair_truth
 from genevolve.records import Score
@@ -65,12 +65,12 @@ def judge(job: JudgeJob) -> Score:
     view = look(job.image)
     pairing = pair_generated(truth, view)
     checks = requirements(scene, view, pairing)
-    likeness = compare(truth, pairing)
-    marks = [mark(x) for x in likeness]
+    found = [compare(t, g) for t, g in zip(truth.groups, pairing.groups, strict=True)]
+    marks = [m for m, _ in found]
     said = lettering(scene, view) if scene.text is not None else None
     text = None if said is None else said[0]
     notes = [f"{name} {'seen' if ok else 'NOT seen'}" for name, ok in checks]
-    notes += [f"subject {i + 1}: {_describe(x)} -> {m:g}" for i, (x, m) in enumerate(zip(likeness, marks, strict=True))]
+    notes += [f"subject {i + 1}: {why} -> {m:g}" for i, (m, why) in enumerate(found)]
     if pairing.extra:
         notes.append(f"{pairing.extra} unasked subject(s)")
     if said is not None:
@@ -114,29 +114,16 @@ def faithfulness(checks: Sequence[tuple[str, bool]], pairing: Pairing) -> float:
     return 1.0 if all(kept) else 0.5 if sum(kept) * 2 >= len(kept) else 0.0
 
 
-def compare(truth: Pairing, pairing: Pairing) -> list[Likeness | None]:
-    """Return for each subject how like the ground truth's its copy is; None where one of the two is not seen."""
-    pairs = [
-        (true.cut, group.cut) if true is not None and group is not None else None
-        for true, group in zip(truth.groups, pairing.groups, strict=True)
-    ]
-    found = iter(identity.likenesses([p for p in pairs if p is not None]))
-    return [None if p is None else next(found) for p in pairs]
-
-
-def mark(likeness: Likeness | None) -> float:
-    """Return 1 for the same thing, .5 for the same thing altered, 0 otherwise."""
-    if likeness is None:
-        return 0.0
-    if identity.same(likeness):
-        return 1.0
-    return 0.5 if likeness.cosine >= ALTERED else 0.0
-
-
-def _describe(x: Likeness | None) -> str:
-    if x is None:
-        return "not seen"
-    return f"Lab distance {x.mean:.1f} (worst {x.worst:.0f}), histogram {x.histogram:.2f}, cosine {x.cosine:.2f}"
+def compare(true: Group | None, group: Group | None) -> tuple[float, str]:
+    """Return 1 for the same thing, .5 for the same thing altered, 0 otherwise, and a phrase that says why."""
+    if true is None or group is None:
+        return 0.0, "not seen"
+    x = identity.likeness(true.cut, group.cut)
+    told = f"Lab distance {x.mean:.1f} (worst patch {x.local:.0f})"
+    if identity.same(x):
+        return 1.0, told
+    cosine = identity.cosine(true.cut, group.cut)
+    return (0.5 if cosine >= ALTERED else 0.0), f"{told}, cosine {cosine:.2f}"
 
 
 def lettering(scene: Scene, view: View) -> tuple[float, str]:

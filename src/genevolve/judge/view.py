@@ -90,7 +90,7 @@ def pair_generated(truth: Pairing, view: View) -> Pairing:
         true = truth.groups[subject]
         key = (id(group.cut), subject)
         if key not in known:
-            known[key] = MISSING if true is None else identity.distance(true.cut, group.cut)[0]
+            known[key] = MISSING if true is None else min(MISSING, identity.likeness(true.cut, group.cut).local)
         return known[key]
 
     count = len(truth.groups)

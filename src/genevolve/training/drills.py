@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from random import Random
 
 from genevolve.agent.chat import observation_text, prompt_text
-from genevolve.agent.format import image_observation, search_observation, text_observation
+from genevolve.agent.format import call_turn, image_observation, search_observation, text_observation
 from genevolve.agent.system import load_system, system_prompt
-from genevolve.dataset.recipes import Named, make_lettering, make_scene, write_question
-from genevolve.dataset.teacher import Habits, kinds_of, make_plan, teach
+from genevolve.dataset.recipes import OPENINGS, Named, make_lettering, make_scene, write_question
+from genevolve.dataset.teacher import Habits, fact_note, kinds_of, make_plan, search_query, teach
 from genevolve.experience.bullets import STANDARD, bullet
 from genevolve.experience.guide import TITLE
 from genevolve.scene import SKILL_OF, Scene
@@ -258,17 +258,17 @@ def lookup_drill(rng: Random, lore: Lore) -> list[Piece]:
 
 
 def fact_drill(rng: Random, lore: Lore) -> list[Piece]:
-    """Return one page of search results and, for several of the facts, the line up to its title."""
-    things = [invent(rng, lore, True) for _ in range(rng.randint(3, 6))]
-    rows = [_fact_line(rng, lore, v, n.clue or "", n.name.removeprefix("flag of ")) for n, v in things]
-    rows = [(" ".join(s.split()), t) for s, t in rows]
-    said = []
-    for (_, value), (snippet, title) in rng.sample(list(zip(things, rows, strict=True)), len(rows)):
-        said.append(f"{value}: {snippet[snippet.index(value):]} — {title}.")
-    return [
-        (f"<|im_start|>user\n{search_observation(rows)}<|im_end|>\n<|im_start|>assistant\n", QUIET),
-        (f"<think> {' '.join(said)}</think>", 0.7),
-    ]
+    """Return several searches in a row: copy the clue into the query, then the fact's line up to its title."""
+    things = [(n, v, n.clue) for n, v in (invent(rng, lore, True) for _ in range(3)) if n.clue]
+    asked = ", and ".join(f"{'the flag of ' if n.name.startswith('flag of ') else ''}{clue}" for n, _, clue in things)
+    pieces: list[Piece] = [(f"<|im_start|>user\n{rng.choice(OPENINGS)} {asked}.<|im_end|>\n<|im_start|>assistant\n", QUIET)]
+    note = ""
+    for named, value, clue in things:
+        pieces.append((call_turn(f"{note} Find the fact.".strip(), "search", search_query(clue)) + "<|im_end|>", 1.0))
+        observation = _search_results(rng, lore, named, value)
+        pieces.append((observation_text(observation), QUIET))
+        note = fact_note(observation, named)
+    return [*pieces, (call_turn(note, "image_search", things[-1][0].name) + "<|im_end|>", 1.0)]
 
 
 def lettering_drill(rng: Random, lore: Lore) -> list[Piece]:
@@ -282,13 +282,13 @@ def lettering_drill(rng: Random, lore: Lore) -> list[Piece]:
     return [(f"<|im_start|>user\n{shown}.<|im_end|>\n<|im_start|>assistant\n", QUIET), (f"<think> {said}</think>", 0.5)]
 
 
-def examples(rng: Random, lore: Lore, english: float = 0.06) -> Iterator[list[Piece]]:
+def examples(rng: Random, lore: Lore, english: float = 0.03) -> Iterator[list[Piece]]:
     """Yield practice examples for ever: two thirds trajectories, the rest drills and `english` plain sentences."""
     while True:
         kind = rng.random()
         if kind < english:
             yield [(" ".join(rng.sample(lore.sentences, 4)), 0.3)]
-        elif kind < english + 0.16:
+        elif kind < english + 0.14:
             yield lookup_drill(rng, lore)
         elif kind < english + 0.26:
             yield fact_drill(rng, lore)
