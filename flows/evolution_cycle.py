@@ -7,7 +7,7 @@ between them; the three flows beside this one run a single round's parts by hand
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from flows.build_dataset import build_dataset
 from flows.evaluate_policy import evaluate_policy
 from flows.plain import flow, task
 from flows.stages import run_stage
+from genevolve.errors import SettingsError
 from genevolve.ledger import Ledger
 from genevolve.profiles import load
 from genevolve.settings import Settings
@@ -37,6 +38,8 @@ def evolution_cycle(
     """
     settings = load(profile, seed=seed, overrides=overrides or ())
     use_dvc = settings.profile == "embedded" if use_dvc is None else use_dvc
+    if use_dvc:
+        refuse_unrecorded(overrides or ())
     workspace = Workspace.with_dvc() if use_dvc else Workspace.private(Path("build") / settings.profile)
     track = tracker()
     cycle = open_cycle(settings, workspace, parent, track)
@@ -52,6 +55,15 @@ def evolution_cycle(
         done["bench"] = evaluate_policy(cycle, workspace, use_dvc)
         promoted = gate(cycle, workspace, settings, done["bench"]["metrics"], track)
         return publish(cycle, workspace, settings, done, promoted, track)
+
+
+def refuse_unrecorded(overrides: Sequence[str]) -> None:
+    """Raise SettingsError for an override that DVC's build stage would not see: it reads params.yaml, as data.dvc does."""
+    for override in overrides:
+        if override.startswith(("dataset.", "seeds.data_seed")):
+            raise SettingsError(
+                f"--set {override}: the project's dataset is recorded by DVC; change params.yaml instead, or add --no-dvc."
+            )
 
 
 @task(name="open-cycle")
@@ -116,6 +128,7 @@ def publish(
         "peak_memory_mb": max(result.get("peak_memory_mb") or 0 for result in done.values()),
         "seed": settings.seeds.run_seed,
         "cycle": cycle,
+        "parent": Ledger.read(workspace.ledger).entry(cycle).parent,
         "profile": settings.profile,
         "promoted": promoted,
         "report": str(workspace.bench(cycle) / "report.html"),
@@ -134,9 +147,9 @@ def table(numbers: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "",
-            f"KScore on {numbers['n']} bench requests about entities neither policy ever saw (seed {numbers['seed']})",
-            f"  before (cold start)    {numbers['before']:.4f}",
-            f"  after  (evolved)       {numbers['after']:.4f}",
+            f"KScore on {numbers['n']} bench requests about entities neither policy was trained on (seed {numbers['seed']})",
+            f"  before ({numbers['parent']})          {numbers['before']:.4f}",
+            f"  after  ({numbers['cycle']})          {numbers['after']:.4f}",
             f"  difference            {numbers['diff']:+.4f}   95% interval [{low:+.4f}, {high:+.4f}]",
             f"  champion               {'this policy' if numbers['promoted'] else 'unchanged: no sure gain over it on the gate half'}",
             f"  cost                   {seconds / 60:.1f} min, {numbers['peak_memory_mb']:.0f} MB at most",

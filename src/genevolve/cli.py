@@ -66,6 +66,7 @@ def generate(
     request: Annotated[str, typer.Argument(help="What to draw, in plain English.")],
     policy: Annotated[str, typer.Option(help="A registered version or alias, or a policy's folder.")] = "champion",
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("picture.png"),
+    dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder: its world is searched.")] = Path("data"),
     profile: Profile = None,
     seed: Seed = None,
     set_: Set = None,
@@ -75,14 +76,14 @@ def generate(
     folder = _policy(policy)
     from genevolve.stages import generate as stage
 
-    for line in stage.run(settings, question=request, policy=folder, out=out):
+    for line in stage.run(settings, question=request, policy=folder, out=out, dataset=dataset):
         typer.echo(line)
 
 
 @app.command()
 def bench(
     policy: Annotated[str, typer.Option(help="A registered version or alias, or a policy's folder.")] = "champion",
-    out: Annotated[Path, typer.Option(help="Folder of the scores and the HTML report.")] = Path("build/bench"),
+    out: Annotated[Path, typer.Option(help="Folder of the scores, pictures and trajectories.")] = Path("build/bench"),
     dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder.")] = Path("data"),
     profile: Profile = None,
     seed: Seed = None,
@@ -137,17 +138,14 @@ def world(
 def pretrain_base(
     out: Annotated[Path, typer.Option(help="Where the base goes.")] = Path("assets/base-policy"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    profile: Profile = None,
-    seed: Seed = None,
-    set_: Set = None,
+    seed: Annotated[int | None, typer.Option(help="Another seed than the committed base's.")] = None,
 ) -> None:
     """Make the small pretrained base of the embedded default (an hour or two on two cores; done once, by us)."""
     import json
 
-    settings = _settings(profile, seed, set_)
     from genevolve.stages import pretrain_base as stage
 
-    typer.echo(json.dumps(stage.run(settings, out=out, device=device), indent=1))
+    typer.echo(json.dumps(stage.run(out=out, device=device, seed=seed), indent=1))
 
 
 @app.command()

@@ -35,7 +35,9 @@ class Request(Record):
     category: str
     difficulty: Difficulty
     split: Split
-    half: Literal["gate", "report"] | None = Field(default=None, description="bench only: promotion half or report half")
+    half: Literal["gate", "report"] | None = Field(
+        default=None, description="bench only: promotion half or report half"
+    )
     gt_image: str | None = Field(default=None, description="path relative to the dataset folder")
     scene: Scene | None = Field(default=None, description="judge side only: what the embedded judges check")
     gold_program: Program | None = Field(default=None, description="judge side only: the program that made gt_image")
@@ -61,7 +63,9 @@ class ToolCall(Record):
     name: str
     arguments: dict[str, Any]
     ok: bool = Field(description="False: the call was refused (format, duplicate, budget, unknown skill)")
-    result: list[dict[str, Any]] = Field(default_factory=list, description="the structured result behind the observation text")
+    result: list[dict[str, Any]] = Field(
+        default_factory=list, description="the structured result behind the observation text"
+    )
 
 
 class Message(Record):
@@ -78,14 +82,18 @@ class Score(Record):
     aesthetics: float = Field(ge=0, le=1)
     text_accuracy_na: bool
     overall: float = Field(ge=0, le=1, description="released formula: .1 F + .4 V + .4 T + .1 A, T = .5 when N/A")
-    overall_renormalised: float = Field(ge=0, le=1, description="paper's text: N/A drops out, the other weights rescale")
+    overall_renormalised: float = Field(
+        ge=0, le=1, description="paper's text: N/A drops out, the other weights rescale"
+    )
     rationale: str = ""
 
 
 class Reward(Record):
     image: Score | None = Field(default=None, description="None: the judge failed or there was no picture to judge")
     sufficiency: float | None = Field(default=None, description="R_text in {0, .25, .5, .75, 1}; None: missing")
-    total: float | None = Field(default=None, description="(1 - alpha) KScore + alpha R_text; 0 for a protocol failure; None: missing")
+    total: float | None = Field(
+        default=None, description="(1 - alpha) KScore + alpha R_text; 0 for a protocol failure; None: missing"
+    )
     diagnostics: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -97,11 +105,14 @@ class Trajectory(Record):
     rollout: int = Field(ge=0, description="index within the request's group, 0..K-1")
     question: str
     messages: tuple[Message, ...]
-    prompt_ids: tuple[int, ...] = Field(default=(), description="[P] system + request, ending where the assistant begins")
+    prompt_ids: tuple[int, ...] = Field(
+        default=(), description="[P] system + request, ending where the assistant begins"
+    )
     completion_ids: tuple[int, ...] = Field(default=(), description="[C] all later tokens, observations included")
     assistant_mask: tuple[int, ...] = Field(default=(), description="[C] 1 where the policy sampled the token")
     logprobs: tuple[float, ...] = Field(
-        default=(), description="[C] log p of the sampled token, full vocabulary at the sampling temperature, natural log; 0 off the mask"
+        default=(),
+        description="[C] log p of the sampled token, full vocabulary at the sampling temperature, natural log; 0 off the mask",
     )
     temperature: float = Field(default=1.0, ge=0)
     policy_hash: str = ""

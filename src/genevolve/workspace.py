@@ -61,9 +61,9 @@ class Workspace:
 
 
 def folder_digest(folder: Path, pattern: str = "*") -> str:
-    """Return sha256 (hex) over the relative paths and bytes of the files below a folder, in sorted order."""
+    """Return sha256 (hex) over the relative paths and bytes of the files below a folder, in sorted order, without caches."""
     total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob(pattern) if p.is_file()):
+    for path in sorted(p for p in folder.rglob(pattern) if p.is_file() and "__pycache__" not in p.parts):
         total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())

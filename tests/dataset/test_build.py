@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -100,7 +101,7 @@ def test_requests_never_name_tools_and_hide_what_a_fact_stands_for(dataset: Path
 def test_the_yield_table_adds_up(dataset: Path) -> None:
     rows = {y["stage"]: y for y in json.loads((dataset / "yields.json").read_text())}
     order = ["de-duplication, length", "teacher loop, structurally valid", "program checks", "audit on six dimensions"]
-    for earlier, later in zip(order, order[1:], strict=False):
+    for earlier, later in pairwise(order):
         assert rows[earlier]["kept"] == rows[later]["in"]
     sft, gt = rows["SFT export"], rows["ground truth rendered"]
     assert rows[order[-1]]["kept"] == sft["in"] + gt["in"]

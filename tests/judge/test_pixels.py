@@ -17,6 +17,7 @@ from genevolve.scene import Scene, Subject
 from genevolve.tools import sources
 
 GIRAFFE, ZEBRA, BHUTAN, CHILE = "1F992", "1F993", "1F1E7-1F1F9", "1F1E8-1F1F1"
+EGYPT, YEMEN, PAKISTAN, POSTAL_HORN = "1F1EA-1F1EC", "1F1FE-1F1EA", "1F1F5-1F1F0", "1F4EF"
 DIMENSIONS = ("faithfulness", "visual_correctness", "text_accuracy", "aesthetics")
 ONE = Scene(
     subjects=(Subject(entity="object:giraffe", count=3, position="left", colour="red"),),
@@ -96,6 +97,21 @@ def test_a_blank_picture_gets_nothing(grey: int) -> None:
 def test_a_look_alike_lowers_visual_correctness_alone() -> None:
     assert lowered(ONE, draw(gold_prompt(ONE), ZEBRA), GIRAFFE) == ["visual_correctness"]
     assert lowered(TWO, draw(gold_prompt(TWO), CHILE, GIRAFFE), BHUTAN, GIRAFFE) == ["visual_correctness"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_small_emblem_at_any_size_tells_look_alikes_apart(seed: int) -> None:
+    scene = Scene(subjects=(Subject(entity="flag:egypt"),), light="bright daylight")
+    assert score(scene, draw(gold_prompt(scene), EGYPT, seed=seed), EGYPT).visual_correctness == 1
+    assert score(scene, draw(gold_prompt(scene), YEMEN, seed=seed), EGYPT).visual_correctness < 1
+
+
+@pytest.mark.parametrize("colour", ["green", "yellow", "purple"])
+@pytest.mark.parametrize("stem", [PAKISTAN, POSTAL_HORN])
+def test_art_with_holes_or_of_its_plates_colour_is_still_itself(stem: str, colour: str) -> None:
+    scene = Scene(subjects=(Subject(entity="x", count=2, colour="red"),), light="pink dawn")
+    other = with_subject(scene, 0, colour=colour)
+    assert lowered(scene, draw(gold_prompt(other), stem, seed=3), stem) == ["faithfulness"]
 
 
 def test_an_unasked_second_subject_does_not_hedge_the_choice() -> None:

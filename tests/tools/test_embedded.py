@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -51,24 +54,43 @@ def test_almost_every_clue_finds_its_article_and_shows_the_fact(world: World) ->
         if relation != "ms_mean":
             assert row["hit@5"] >= 0.97, relation
             assert row["read@5"] >= 0.95, relation
-    assert report["capital"]["hit@1"] < 0.6  # the first result is often the city: the policy has to read
+    assert report["capital"]["hit@1"] < 0.75  # the first result is often the city: the policy has to read
 
 
-def test_the_fact_comes_first_and_the_title_gives_the_country(search: Search) -> None:
+def test_the_fact_stands_at_the_end_and_the_title_gives_the_country(search: Search) -> None:
     hits = search.search(" country whose capital is Thimphu")
     right = [h for h in hits if h.title == "Bhutan"]
     assert right
-    assert right[0].snippet == "Thimphu is the capital city of Bhutan."
+    assert right[0].snippet == "The capital city is Thimphu"
     assert len(hits) == 5
     assert len({h.title for h in hits}) == 5
 
 
 def test_snippets_are_short_and_plain(search: Search) -> None:
-    for query in ("country with the calling code 975", "largest ruminant", "double-reed woodwind instrument"):
+    for query in ("country whose internet domain is .bt", "largest ruminant", "double-reed woodwind instrument"):
         for hit in search.search(query, top_k=10):
             assert 0 < len(hit.snippet.split()) <= SNIPPET_WORDS
             assert hit.snippet.isascii()
             assert hit.title.isascii()
+
+
+def test_results_do_not_depend_on_the_hash_seed(world_folder: Path) -> None:
+    code = (
+        "import sys, hashlib; from genevolve.tools.world import World; from genevolve.tools.embedded import EmbeddedSearch;"
+        "w = World.open(sys.argv[1]); s = EmbeddedSearch(w);"
+        "clues = [f.clue for e in w.entities.values() for f in e.facts if f.relation == 'description'];"
+        "print(hashlib.sha256(repr([s.search(c.split(chr(34))[1]) for c in clues[:120]]).encode()).hexdigest())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(world_folder)],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1  # a sum over a set of words would differ in its last bit, and so would the snippet
 
 
 def test_domains_that_are_english_words_are_found(search: Search) -> None:

@@ -45,7 +45,7 @@ def test_a_country_knows_its_facts(world: World) -> None:
     clues = {f.clue for f in bhutan.facts}
     assert "the country whose capital is Thimphu" in clues
     assert "the country whose internet domain is .bt" in clues
-    assert "the country with the calling code 975" in clues
+    assert not any("calling code" in c for c in clues)  # the world has no such relation
     assert "the country that has a province named Bumthang" in clues
 
 

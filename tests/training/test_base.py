@@ -58,7 +58,9 @@ def test_scaffolds_and_ids_are_single_tokens_and_text_survives_the_round_trip(to
 
 def test_the_chat_template_says_what_the_engine_says(tokenizer) -> None:  # type: ignore[no-untyped-def]
     said = tokenizer.apply_chat_template(
-        [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}], tokenize=False, add_generation_prompt=True
+        [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}],
+        tokenize=False,
+        add_generation_prompt=True,
     )
     assert said == prompt_text("S", "U")
 
@@ -68,7 +70,7 @@ def test_the_wired_start_copies_before_any_training() -> None:
     ids = torch.randint(0, 1024, (4, 80), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         said = model(input_ids=torch.cat([ids, ids], 1)).logits[:, 80:-1].argmax(-1)
-    assert (said == ids[:, 1:]).float().mean() > 0.5
+    assert (said == ids[:, 1:]).float().mean() > 0.6
 
 
 def test_every_turn_of_a_practice_trajectory_is_a_valid_turn_and_the_guide_is_obeyed() -> None:
@@ -76,13 +78,12 @@ def test_every_turn_of_a_practice_trajectory_is_a_valid_turn_and_the_guide_is_ob
     for i in range(150):
         pieces = trajectory(Random(i), LORE, guided=0.5)
         turns = [parse_turn(text.removesuffix("<|im_end|>"), False) for text, weight in pieces if weight == 1.0]
-        assert all(isinstance(t, Call) for t in turns[:-1]) and isinstance(turns[-1], Answer)
+        assert all(isinstance(t, Call) for t in turns[:-1])
+        assert isinstance(turns[-1], Answer)
         prompt = pieces[0][0]
         if "Current-Task Decision Guide" in prompt:
             guided += 1
-            advised = {
-                s for s in SKILLS if f"query_knowledge for {s} " in prompt or f"the skill {s} first" in prompt
-            }
+            advised = {s for s in SKILLS if f"query_knowledge for {s} " in prompt or f"the skill {s} first" in prompt}
             asked = {t.arguments["skill_name"] for t in turns if isinstance(t, Call) and t.name == "query_knowledge"}
             assert advised <= asked
     assert guided > 40
@@ -91,13 +92,15 @@ def test_every_turn_of_a_practice_trajectory_is_a_valid_turn_and_the_guide_is_ob
 def test_the_look_up_drill_asks_for_every_title_and_names_its_own_id() -> None:
     page, said = (text for text, _ in lookup_drill(Random(3), LORE))
     rows = dict(line.removeprefix(" - ").rsplit(" ", 1) for line in page.splitlines() if "IMG_" in line)
-    assert len(rows) >= 4 and all(f"Take {title} {img_id}." in said for title, img_id in rows.items())
+    assert len(rows) >= 4
+    assert all(f"Take {title} {img_id}." in said for title, img_id in rows.items())
 
 
 def test_lore_names_no_entity() -> None:
     lore = read_lore(["flag of Bhutan", "giraffe", "American bison"], {})
     text = " ".join((*lore.titles, *lore.descriptions, *lore.sentences)).lower()
-    assert len(lore.sentences) > 1000 and "giraffe" in " ".join(read_lore(["flag of Bhutan"], {}).sentences).lower()
+    assert len(lore.sentences) > 1000
+    assert "giraffe" in " ".join(read_lore(["flag of Bhutan"], {}).sentences).lower()
     for name in ("bhutan ", " giraffe", "american bison"):
         assert name not in text
 
@@ -105,7 +108,7 @@ def test_lore_names_no_entity() -> None:
 def test_training_lowers_the_loss_and_saves_a_loadable_base(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from transformers import AutoModelForCausalLM
 
-    cfg = PretrainConfig(vocab_size=1024, hidden_size=160, layers=2, tokens=30_000, batch_tokens=1500, threads=1)
+    cfg = PretrainConfig(vocab_size=1024, hidden_size=208, layers=2, tokens=30_000, batch_tokens=1500, threads=1)
     rows: list[dict[str, float]] = []
     source, rng = examples(Random(9), LORE), Random(9)
     ids, weights = next(batches(tokenizer, source, 1500, rng))

@@ -42,7 +42,9 @@ def call_turn(think: str, name: str, argument: str) -> str:
 def answer_turn(think: str, gen_prompt: str, references: Sequence[tuple[str, str]]) -> str:
     """Return the final assistant turn; `references` are (img_id, note)."""
     rows = ", ".join(f'{{"img_id": " {i}", "note": {_string(note)}}}' for i, note in references)
-    return f'<think> {think}</think><answer>{{"gen_prompt": {_string(gen_prompt)}, "reference_images": [{rows}]}}</answer>'
+    return (
+        f'<think> {think}</think><answer>{{"gen_prompt": {_string(gen_prompt)}, "reference_images": [{rows}]}}</answer>'
+    )
 
 
 def _string(text: str) -> str:
@@ -54,7 +56,7 @@ def _spaced(text: str) -> str:
 
 
 def search_observation(hits: Iterable[tuple[str, str]]) -> str:
-    """Return the observation text for (snippet, title) pairs: the fact first, its source behind it."""
+    """Return the observation text for (snippet, title) pairs: the fact, then its source."""
     return _response([f" - {escape(snippet)} — {escape(title)}" for snippet, title in hits] or [" - nothing found"])
 
 

@@ -57,9 +57,7 @@ def kinds_of(scene: Scene) -> list[str]:
     return [k for k in KINDS if k in present]
 
 
-def make_plan(
-    rng: Random, scene: Scene, habits: Habits, read: Sequence[str] = (), exact: Sequence[str] = ()
-) -> Plan:
+def make_plan(rng: Random, scene: Scene, habits: Habits, read: Sequence[str] = (), exact: Sequence[str] = ()) -> Plan:
     """Draw a plan; a guide may fix the kinds whose skill is `read` and the kinds worded `exact`."""
     kinds = kinds_of(scene)
     wanted = [k for k in kinds if k in read or rng.random() < habits.activate]
@@ -113,15 +111,15 @@ def teach(rng: Random, scene: Scene, named: Sequence[Named], plan: Plan) -> Gene
 
 
 def fact_note(observation: str, who: Named) -> str:
-    """Return the line of the results that gives the fact, from its value to its title; empty when it is not there."""
+    """Return the thought that reads a fact off the results: its words and the title behind them; empty when it is not there."""
     if who.clue is None:
         return ""
     title, value = who.name.removeprefix("flag of "), fact_value(who.clue)
     for line in observation.splitlines():
         snippet, _, source = line.removeprefix(" - ").rpartition(" — ")
         if source == title and value in snippet:
-            mark = '"' if '"' in who.clue else ""
-            return f"{mark}{snippet[snippet.index(value) :]} — {title}."
+            words = '"' + snippet[snippet.index(value) :] if '"' in who.clue else snippet
+            return f"{words} — {title}."
     return ""
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genevolve.judge import features
-from genevolve.judge.backdrop import Image, Mask, outside, unlike
+from genevolve.judge.backdrop import SHADOW, Image, Mask, outside, unlike
 from genevolve.judge.layout import Cell, tight
-from genevolve.render.style import PLATES
+from genevolve.render.style import PLATES, RIM_RGB
 
 SIDE = 56
 """Copies are compared at most this large, in pixels."""
@@ -27,8 +27,13 @@ CLOSE = 6.0
 """Local distance at which no other scale is tried."""
 OUTLINE = 1.1
 """The sticker's outline in units of the line that the compositor blurs it by."""
+TINT = 10.0
+"""Largest difference per channel of a pixel that is the outline's white laid over what is behind."""
 PATCH = 5
 """Side of the patch that a local distance is averaged over, in pixels."""
+SAME = 22.0
+"""Local distance below which two copies show the same thing. Fitted on `sft` entities (docs/judge.md): copies of one thing
+reach 17, look-alikes and altered copies begin at 24."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +81,27 @@ def cut(picture: Image, behind: NDArray[np.float32], cell: Cell) -> Cut | None:
         x0, y0, x1, y1 = x0 + inset, y0 + inset, x1 - inset, y1 - inset
     # One pixel inwards lies the soft edge between outline and background.
     shape = cv2.erode(np.pad(sticker, 1).astype(np.uint8), np.ones((3, 3), dtype=np.uint8))[1:-1, 1:-1] > 0
-    # A hole's edge is as soft, and belongs to it.
-    maybe = cv2.dilate((shape & like).astype(np.uint8), np.ones((3, 3), dtype=np.uint8)) > 0
+    # A hole's edge is as soft, and belongs to it; so does a slit so narrow that the outline half covers it.
+    maybe = cv2.dilate((shape & like).astype(np.uint8), np.ones((5, 5), dtype=np.uint8)) > 0
+    maybe |= _slits(crop, back)
     shape, maybe = shape[y0:y1, x0:x1], maybe[y0:y1, x0:x1]
     return Cut(np.where(shape[:, :, None], crop[y0:y1, x0:x1], np.uint8(255)), shape & maybe)
+
+
+def _slits(crop: Image, back: NDArray[np.float32]) -> Mask:
+    """Return the pixels where a half-clear white outline lies over what is behind, in spots less than 5 pixels thick."""
+    import cv2
+
+    tinted = np.zeros(crop.shape[:2], dtype=bool)
+    white = np.array(RIM_RGB, dtype=np.float32)
+    for shade in (0.0, 0.2, 0.4):
+        dark = back + shade * (SHADOW - back)
+        gap, towards = crop - dark, white - dark
+        share = (gap * towards).sum(axis=2) / np.maximum((towards * towards).sum(axis=2), 1.0)
+        off = np.abs(gap - share[:, :, None] * towards).max(axis=2)
+        tinted |= (off < TINT) & (share > 0) & (share < 0.95)
+    thick = cv2.morphologyEx(tinted.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), dtype=np.uint8)) > 0
+    return tinted & ~thick
 
 
 def _without_specks(mask: Mask) -> Mask:
@@ -206,4 +228,4 @@ def cosine(a: Cut, b: Cut) -> float:
 
 def same(x: Likeness) -> bool:
     """Return whether two copies show the very same thing."""
-    return x.local < 22 and x.mean < 12
+    return x.local < SAME

@@ -31,7 +31,7 @@ from genevolve.records import Score
 from genevolve.render.style import CANVAS, MARGIN
 from genevolve.scene import Scene
 
-ALTERED = 0.75
+ALTERED = 0.7
 """Cosine from which a copy that is not the same is still that thing, altered."""
 
 

@@ -53,7 +53,8 @@ def _nucleus(logp: Tensor, u: Tensor, top_p: float) -> Tensor:
     total = p.cumsum(-1)
     if size < logp.shape[1] and bool((wide := total[:, -1] < top_p).any()):
         token = torch.empty(len(logp), dtype=torch.long)
-        token[wide] = _pick(*logp[wide].sort(dim=-1, descending=True, stable=True), u[wide], top_p)
+        ranked, order = logp[wide].sort(dim=-1, descending=True, stable=True)
+        token[wide] = _pick(ranked, order, u[wide], top_p)
         token[~wide] = _pick(best[~wide], ids[~wide], u[~wide], top_p)
         return token
     return _pick(best, ids, u, top_p)

@@ -26,6 +26,23 @@ def _missing(what: str, name: str) -> SettingsError:
     )
 
 
+def check(settings: Settings) -> None:
+    """Raise SettingsError, one sentence, for a backend that this version does not have, before any process starts."""
+    wanted = {
+        "policy": (settings.policy.backend, "local"),
+        "search": (settings.world.search, "embedded"),
+        "image search": (settings.world.image_search, "embedded"),
+        "generator": (settings.render.backend, "compositor"),
+        "image judge": (settings.judge.image, "pixels"),
+        "program judge": (settings.judge.program, "constraints"),
+        "summariser": (settings.experience.summariser, "contrast"),
+        "embedder": (settings.experience.embedder, "minilm"),
+    }
+    for what, (name, built) in wanted.items():
+        if name != built:
+            raise _missing(what, name)
+
+
 @cache
 def world(dataset: Path) -> World:
     """Return the dataset's embedded world, opened once in a process."""
@@ -39,28 +56,24 @@ def make_tools(settings: Settings, dataset: Path) -> Tools:
     from genevolve.agent.session import Tools
     from genevolve.tools.embedded import EmbeddedImageSearch, EmbeddedSearch, SkillTexts
 
-    for what in ("search", "image_search"):
-        if (name := getattr(settings.world, what)) != "embedded":
-            raise _missing(what.replace("_", " "), name)
     here = world(dataset)
     return Tools(EmbeddedSearch(here), EmbeddedImageSearch(here), SkillTexts(), settings.world.top_k)
 
 
 def make_renderer(settings: Settings) -> Renderer:
     """Return the generator of a profile."""
-    if settings.render.backend != "compositor":
-        raise _missing("generator", settings.render.backend)
     from genevolve.render.compositor import Compositor
+    from genevolve.render.style import CANVAS
 
+    if settings.render.size != CANVAS:
+        raise SettingsError(
+            f"The compositor draws {CANVAS} pixels a side, not {settings.render.size}; set render.size to {CANVAS}."
+        )
     return Compositor()
 
 
 def make_judges(settings: Settings, dataset: Path) -> tuple[ImageJudge, ProgramJudge]:
     """Return the judge of pictures and the judge of programs."""
-    if settings.judge.image != "pixels":
-        raise _missing("image judge", settings.judge.image)
-    if settings.judge.program != "constraints":
-        raise _missing("program judge", settings.judge.program)
     from genevolve.judge.pixels import PixelJudge
     from genevolve.judge.sufficiency import SufficiencyJudge
 
@@ -70,8 +83,6 @@ def make_judges(settings: Settings, dataset: Path) -> tuple[ImageJudge, ProgramJ
 
 def make_embedder(settings: Settings) -> Embedder:
     """Return the embedder of the experience memory."""
-    if settings.experience.embedder != "minilm":
-        raise _missing("embedder", settings.experience.embedder)
     from genevolve.experience.embed import MiniLMEmbedder
 
     return MiniLMEmbedder()

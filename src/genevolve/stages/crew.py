@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from genevolve.errors import StageError
 from genevolve.records import Request, Reward, Score, Trajectory
+from genevolve.stages.backends import check, world
 
 if TYPE_CHECKING:
     from genevolve.policy.base import Sampling
@@ -57,6 +58,8 @@ class Crew:
     """`settings.sampling.workers` processes with one torch thread each; with one worker, this process itself."""
 
     def __init__(self, settings: Settings, dataset: Path) -> None:
+        check(settings)
+        world(dataset)  # a missing one is told here, in a sentence, and not by a process that cannot start
         self.settings, self.dataset = settings, dataset
         self._pool: ProcessPoolExecutor | None = None
         self._player: Player | None = None

@@ -23,18 +23,15 @@ class Learner:
 
     def __init__(self, settings: Settings, policy: Path, reference: Path) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from genevolve.training.checkpoint import policy_hash, tokenizer_hash
+        from genevolve.training.checkpoint import load_policy, policy_hash, tokenizer_hash
         from genevolve.training.distill import DistillTrainer
 
         torch.set_num_threads(settings.sampling.workers)
         self.settings = settings
-        self.tokenizer = AutoTokenizer.from_pretrained(policy, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(policy, local_files_only=True, dtype=torch.float32)
-        frozen = None
-        if settings.distill.kl_coef > 0 and settings.distill.lora_rank is None:
-            frozen = AutoModelForCausalLM.from_pretrained(reference, local_files_only=True, dtype=torch.float32)
+        model, self.tokenizer = load_policy(policy)
+        needed = settings.distill.kl_coef > 0 and settings.distill.lora_rank is None
+        frozen = load_policy(reference)[0] if needed else None
         self.policy_hash, self.tokenizer_hash = policy_hash(policy), tokenizer_hash(policy)
         self.trainer: DistillTrainer = DistillTrainer(model, settings.distill, frozen, self.policy_hash)
         self.system = system_text(settings)
@@ -46,7 +43,8 @@ class Learner:
         played = list(trajectories)
         prompts = {
             t.request_id: self.tokenizer(
-                prompt_text(system_prompt(self.system, guides[t.request_id]), t.messages[1].content), add_special_tokens=False
+                prompt_text(system_prompt(self.system, guides[t.request_id]), t.messages[1].content),
+                add_special_tokens=False,
             )["input_ids"]
             for t in played
             if t.request_id in guides
@@ -60,12 +58,22 @@ class Learner:
         )
         return found.rows
 
+    def _plain(self) -> Any:
+        """Return the policy as a plain model: itself, or a copy with the adapters merged (training goes on with them)."""
+        if self.settings.distill.lora_rank is None:
+            return self.trainer.model
+        from copy import deepcopy
+
+        from genevolve.training.lora import merge_adapters
+
+        return merge_adapters(deepcopy(self.trainer.model))
+
     def learn(self, trajectories: Sequence[Trajectory], guides: Mapping[str, str], out: Path) -> dict[str, float]:
         """Train on one sampled batch, save the policy in `out`, and go on from there; return the last step's metrics."""
         from genevolve.training.checkpoint import save_policy
 
         metrics = self.trainer.train(self.rows(trajectories, guides))[-1]
-        self.policy_hash = save_policy(self.trainer.model, self.tokenizer, out)
+        self.policy_hash = save_policy(self._plain(), self.tokenizer, out)
         return metrics
 
 

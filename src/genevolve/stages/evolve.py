@@ -15,6 +15,9 @@ from genevolve.stages.distill import Learner
 from genevolve.stages.experience import Extracted, extract, new_memory, write_guides
 from genevolve.stages.sample import sample, sampling_metrics, step_seed
 
+CONCLUSION = "metrics.json"
+"""Written when the policy is chosen and before the rounds' weights are dropped: from then on there is nothing to redo."""
+
 
 def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[str, Any]:
     """Evolve `parent` into out/policy; out/rounds/NNN keeps what each round sampled, learnt and measured.
@@ -25,6 +28,8 @@ def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[s
 
     from genevolve.dataset.public import load_requests
 
+    if (out / CONCLUSION).exists():  # killed between the last round and the end of the stage
+        return dict(json.loads((out / CONCLUSION).read_text()))
     pool, validation = load_requests(dataset, "evolve"), load_requests(dataset, "validation")
     with Crew(settings, dataset) as crew:
         state = _State(settings, parent, out)
@@ -131,13 +136,9 @@ class _State:
         source = self.out / "rounds" / f"{step:03d}" / "policy" if step else self.parent
         shutil.rmtree(self.out / "policy", ignore_errors=True)
         shutil.copytree(source, self.out / "policy")
-        for folder in (self.out / "rounds").glob("[0-9][0-9][0-9]"):
-            shutil.rmtree(folder / "policy", ignore_errors=True)
-            shutil.rmtree(folder / "trainer", ignore_errors=True)
         self.memory.save(self.out / "memory.jsonl")
-        (self.out / "start.json").unlink(missing_ok=True)
         last = self.curve[-1] if self.curve else {}
-        return {
+        metrics = {
             "rounds": self.step,
             "best_round": step,
             "validation_reward": score,
@@ -147,6 +148,13 @@ class _State:
             "last": {k: v for k, v in last.items() if isinstance(v, (int, float))},
             "curve": self.curve,
         }
+        temporary = self.out / f"{CONCLUSION}.new"
+        temporary.write_text(json.dumps(metrics, sort_keys=True))
+        temporary.rename(self.out / CONCLUSION)
+        for folder in (self.out / "rounds").glob("[0-9][0-9][0-9]"):
+            shutil.rmtree(folder / "policy", ignore_errors=True)
+            shutil.rmtree(folder / "trainer", ignore_errors=True)
+        return metrics
 
 
 def _slots(bundles: tuple[Bundle, ...]) -> dict[str, int]:

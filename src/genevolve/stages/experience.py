@@ -33,7 +33,9 @@ class Extracted:
 def new_memory(settings: Settings) -> ExperienceMemory:
     """Return an empty memory with the profile's embedder, gate and capacity."""
     e = settings.experience
-    return ExperienceMemory(make_embedder(settings), MINILM_GATE if e.gate is None else e.gate, e.capacity, key="demands")
+    return ExperienceMemory(
+        make_embedder(settings), MINILM_GATE if e.gate is None else e.gate, e.capacity, key="demands"
+    )
 
 
 def extract(settings: Settings, memory: ExperienceMemory, trajectories: Sequence[Trajectory], step: int) -> Extracted:
@@ -44,7 +46,9 @@ def extract(settings: Settings, memory: ExperienceMemory, trajectories: Sequence
     questions = list({t.request_id: t.question for t in trajectories}.items())
     retrieved = memory.retrieve(questions)
     guides = {
-        request: render_guide(hit.bundle) for (request, _), hit in zip(questions, retrieved, strict=True) if hit is not None
+        request: render_guide(hit.bundle)
+        for (request, _), hit in zip(questions, retrieved, strict=True)
+        if hit is not None
     }
     return Extracted(found, bundles, guides, _metrics(found, memory, retrieved))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from genevolve.errors import StageError
 from genevolve.records import Request, dump
 from genevolve.settings import Settings
-from genevolve.stages.backends import make_renderer, make_tools, reference_bytes, system_text
+from genevolve.stages.backends import check, make_renderer, make_tools, reference_bytes, system_text
 from genevolve.stages.crew import bench_sampling
 
 DATASET = Path("data")
@@ -24,10 +24,18 @@ def run(settings: Settings, *, question: str, policy: Path, out: Path, dataset: 
     from genevolve.policy.local import LocalPolicy
     from genevolve.render.base import RenderJob
 
+    check(settings)
     if not (dataset / "world").is_dir():
-        raise StageError(f"There is no embedded world under {dataset}; run `make evolve` once, or pass --dataset.")
+        raise StageError(
+            f"There is no embedded world under {dataset}; run `make evolve` once, or pass --dataset FOLDER."
+        )
     request = Request(
-        id="generate", question=question, eval_type="quality_anchored", category="user", difficulty="medium", split="bench"
+        id="generate",
+        question=question,
+        eval_type="quality_anchored",
+        category="user",
+        difficulty="medium",
+        split="bench",
     )
     s = settings.sampling
     limits = Limits(s.tool_calls, s.rounds)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from genevolve.settings import Settings
 
-
-def run(settings: Settings, *, out: Path, device: str = "cpu") -> dict[str, Any]:
+def run(*, out: Path, device: str = "cpu", seed: int | None = None) -> dict[str, Any]:
     """Make the base in `out`; the embedded world is built under build/world when it is not there."""
     from genevolve.training.pretrain import PretrainConfig, make_base
 
-    return make_base(out, Path("build/world"), PretrainConfig(device=device, threads=settings.sampling.workers))
+    cfg = PretrainConfig(device=device)
+    return make_base(out, Path("build/world"), cfg if seed is None else replace(cfg, seed=seed))

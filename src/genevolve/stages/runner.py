@@ -71,7 +71,7 @@ class Job:
         parts = {
             "settings": values,
             "inputs": {k: folder_digest(p) if p is not None and p.is_dir() else str(p) for k, p in self.inputs.items()},
-            "code": folder_digest(Path(genevolve.__file__).parent, "*.[pm][yd]"),
+            "code": folder_digest(Path(genevolve.__file__).parent),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -16,7 +16,7 @@ class ToolError(RuntimeError):
 class SearchHit(Record):
     title: str = Field(description="the article: what the snippet is about")
     url: str
-    snippet: str = Field(description="a few words around the match, the fact first")
+    snippet: str = Field(description="a few words that end at the match")
 
 
 class ImageHit(Record):

@@ -75,26 +75,22 @@ class EmbeddedSearch:
 
 
 def snippet(body: str, weights: dict[str, float]) -> str:
-    """Return at most SNIPPET_WORDS words of the sentence that holds the rarest of the asked words.
+    """Return at most SNIPPET_WORDS words that end at an asked word, of the sentence that holds the rarest of them.
 
-    A long sentence is cut to the window with the most of them, and of equal windows to the one that begins latest at a
-    matched word, so that the fact comes first.
+    Of the windows with the most asked words the earliest counts. What was asked stands at the end, next to the title
+    that answers it in the observation.
     """
     best, best_value = "", -1.0
     for sentence in re.split(r"\n+|(?<=[.!?])\s+(?=[A-Z0-9\"(])", body):
-        value = sum(weights.get(w, 0.0) for w in set(tokens(sentence)))
+        value = sum(weights.get(w, 0.0) for w in sorted(set(tokens(sentence))))  # sorted: a sum depends on its order
         if value > best_value and sentence.strip():
             best, best_value = sentence, value
     parts = best.split()
-    if len(parts) <= SNIPPET_WORDS:
-        return best.strip()
     found = [set(tokens(p)) & weights.keys() for p in parts]
-    starts = range(len(parts) - SNIPPET_WORDS + 1)
-    value_at = [sum(weights[w] for w in set().union(*found[i : i + SNIPPET_WORDS])) for i in starts]
-    top = max(value_at)
-    good = [i for i in starts if value_at[i] >= top - 1e-9]
-    at = next((i for i in reversed(good) if found[i]), good[0])
-    return " ".join(parts[at : at + SNIPPET_WORDS])
+    ends = [i + 1 for i, f in enumerate(found) if f] or [min(len(parts), SNIPPET_WORDS)]
+    values = [sum(weights[w] for w in sorted(set().union(*found[max(0, e - SNIPPET_WORDS) : e]))) for e in ends]
+    end = ends[next(i for i, v in enumerate(values) if v >= max(values) - 1e-9)]
+    return " ".join(parts[max(0, end - SNIPPET_WORDS) : end]).rstrip(".,;:")
 
 
 _Words = frozenset[str]

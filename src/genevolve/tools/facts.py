@@ -12,7 +12,7 @@ from pydantic import Field
 from genevolve.records import Record
 from genevolve.tools.sources import Lead, ascii_text
 
-Relation = Literal["capital", "domain", "calling code", "currency", "province", "description", "definition", "quote"]
+Relation = Literal["capital", "domain", "currency", "province", "description", "definition", "quote"]
 
 DESCRIBES = 'the thing that an encyclopedia describes as "{}"'
 DEFINES = 'the thing that an encyclopedia defines as "{}"'
@@ -27,7 +27,7 @@ _GENERIC = frozenset(
     central centre center north south east west northern southern eastern western northeast northwest southeast southwest
     nord sud est ouest norte sur upper lower new old capital city district island islands region province federal
     territory coast river saint san santa all and the of
-    """.split()  # noqa: SIM905  # a list of forty literals reads worse
+    """.split()  # a list of forty literals reads worse
 )
 _FOREIGN_SUFFIX = re.compile(
     r"(?i)\b(rayonu|rajons?|rajonas|oblasty|welayaty|wiloyati|viloyati|zupanija|provincia|region|avtonom\w*|laani|sheng"
@@ -36,7 +36,7 @@ _FOREIGN_SUFFIX = re.compile(
 _SMALL_WORDS = frozenset(
     """
     a an and as at be by for from in into is of on one or other such that the to two used use uses using with which
-    """.split()  # noqa: SIM905
+    """.split()
 )
 
 
@@ -67,30 +67,27 @@ def country_values(row: Mapping[str, Any]) -> dict[Relation, list[str]]:
     """Return every candidate value of a countryinfo record, in ASCII, unique or not."""
     capital = row.get("capital")
     domains = [d for d in row.get("tld") or () if re.fullmatch(r"\.[a-z]{2}", d)]
-    codes = [c for c in row.get("callingCodes") or () if c.isdigit()]
     currencies = row.get("currencies") or ()
     provinces = sorted({ascii_text(p) for p in row.get("provinces") or () if not _FOREIGN_SUFFIX.search(p)})
     return {
         "capital": [ascii_text(capital)] if isinstance(capital, str) and capital and "/" not in capital else [],
         "domain": domains[:1],
-        "calling code": codes if len(codes) == 1 else [],
         "currency": [currencies[0]] if currencies else [],
         "province": provinces,
     }
 
 
 def country_sentences(name: str, row: Mapping[str, Any], values: Mapping[Relation, Sequence[str]]) -> str:
-    """Return the text of a country's fact document: one short sentence a fact, the fact first."""
+    """Return the text of a country's fact document: one short sentence a fact, its value last."""
     where = row.get("subregion") or row.get("region")
     lines = [f"{name} is a country or territory{f' in {where}' if where else ''}."]
     pattern: dict[Relation, str] = {
-        "capital": "{} is the capital city of {}.",
-        "domain": "{} is the internet domain of {}.",
-        "calling code": "{} is the calling code of {}.",
-        "currency": "{} is the currency code of {}.",
-        "province": "{} is a province of {}.",
+        "capital": "The capital city is {}.",
+        "domain": "The internet domain is {}.",
+        "currency": "The currency code is {}.",
+        "province": "One province is {}.",
     }
-    lines += [pattern[relation].format(value, name) for relation in pattern for value in values.get(relation, ())]
+    lines += [pattern[relation].format(value) for relation in pattern for value in values.get(relation, ())]
     return "\n".join(lines)
 
 
@@ -99,7 +96,6 @@ def country_clue(relation: Relation, value: str) -> str:
     return {
         "capital": f"the country whose capital is {value}",
         "domain": f"the country whose internet domain is {value}",
-        "calling code": f"the country with the calling code {value}",
         "currency": f"the country whose currency code is {value}",
         "province": f"the country that has a province named {value}",
     }[relation]

@@ -51,6 +51,20 @@ def _digest(files: list[Path]) -> str:
     return total.hexdigest()
 
 
+def load_policy(folder: str | Path) -> tuple[Any, Any]:
+    """Return (model in float32, tokenizer) of a policy folder; raises CheckpointError when it cannot be read."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for some megabytes from the disk is noise
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{folder} is not a readable policy: {' '.join(str(e).split())[:200]}") from e
+
+
 def save_policy(model: Any, tokenizer: Any, folder: str | Path) -> str:
     """Write model (safetensors) and tokenizer to `folder`, atomically; return the policy hash.
 

@@ -10,6 +10,9 @@ from genevolve.agent.chat import observation_text, prompt_text
 from genevolve.errors import GenEvolveError
 from genevolve.records import Message, Trajectory
 
+AT_ONCE = 8
+"""Sequences of one forward pass: TRL makes logits for every position, so this bounds memory; the step's batch does not change."""
+
 IGNORED = -100
 """The label of a token that is read, not learnt (Hugging Face's convention)."""
 
@@ -22,10 +25,13 @@ def pieces(messages: Sequence[Message]) -> list[tuple[str, bool]]:
     """Return (text, written by the policy) for a conversation, cut exactly where the rollout engine cuts it."""
     if [m.role for m in messages[:2]] != ["system", "user"] or messages[-1].role != "assistant":
         raise ColdStartError("A conversation must begin with system and user and end with the assistant.")
-    out = [(prompt_text(messages[0].content, messages[1].content), False)]
-    for m in messages[2:]:
-        out.append((m.content + "<|im_end|>", True) if m.role == "assistant" else (observation_text(m.content), False))
-    return out
+    return [
+        (prompt_text(messages[0].content, messages[1].content), False),
+        *(
+            (m.content + "<|im_end|>", True) if m.role == "assistant" else (observation_text(m.content), False)
+            for m in messages[2:]
+        ),
+    ]
 
 
 def encode(tokenizer: Any, messages: Sequence[Message]) -> dict[str, list[int]]:
@@ -63,25 +69,25 @@ def train(
     """
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from genevolve.training.checkpoint import save_policy
+    from genevolve.training.checkpoint import load_policy, save_policy
 
     torch.set_num_threads(threads)
-    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(base, local_files_only=True, dtype=torch.float32)
+    model, tokenizer = load_policy(base)
     rows = [encode(tokenizer, t.messages) for t in trajectories]
     kept = [r for r in rows if len(r["input_ids"]) <= cutoff]
     held = [r for r in (encode(tokenizer, t.messages) for t in heldout) if len(r["input_ids"]) <= cutoff]
     if not kept:
         raise ColdStartError(f"None of the {len(rows)} trajectories fits in {cutoff} tokens; raise cold_start.cutoff.")
+    at_once = next(n for n in range(min(batch, AT_ONCE), 0, -1) if batch % n == 0)
     args = SFTConfig(
         output_dir=str(out / "trainer"),
         num_train_epochs=epochs,
-        per_device_train_batch_size=batch,
-        per_device_eval_batch_size=batch,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=batch // at_once,
+        per_device_eval_batch_size=AT_ONCE,
         learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=warmup,

@@ -26,8 +26,8 @@ Piece = tuple[str, float]
 QUIET = 0.05
 """Loss weight of tokens the policy reads but never writes: they teach a little English and much induction."""
 
-_ONSETS = ["b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pr", "qu", "r", "s", "sh", "st", "t", "tr", "v", "w", "y", "z", "th", "sl"]
-_VOWELS = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "ou", "ee", "ia"]
+_ONSETS = "b br c ch d dr f g gr h j k kl l m n p pr qu r s sh st t tr v w y z th sl".split()
+_VOWELS = "a e i o u a e i o ai ou ee ia".split()
 _CODAS = ["", "", "", "n", "r", "l", "s", "m", "t", "k", "nd", "sh", "ng"]
 
 
@@ -105,7 +105,6 @@ def _country_fact(rng: Random) -> tuple[str, str]:
             (word, f"the country whose capital is {word}"),
             (word, f"the country that has a province named {word}"),
             (d := "." + rng.choice(letters) + rng.choice(letters), f"the country whose internet domain is {d}"),
-            (n := str(rng.randint(1, 999)), f"the country with the calling code {n}"),
             (c := "".join(rng.choices(letters.upper(), k=3)), f"the country whose currency code is {c}"),
         )
     )
@@ -117,23 +116,25 @@ def _fragment(rng: Random, lore: Lore, low: int = 2, high: int = 9) -> str:
     return " ".join(words[start : start + rng.randint(low, high)])
 
 
-_TAILS = {
-    "capital": ("is the capital city of {0}", "is the capital of {0}", "is the capital", "is the capital city"),
-    "province": ("is a province of {0}", "is one of the provinces of {0}", "is a province"),
-    "domain": ("is the internet domain of {0}", "is the internet domain"),
-    "currency": ("is the currency code of {0}", "is the currency code"),
-    "calling": ("is the calling code of {0}", "is the calling code"),
+_FACTS = {
+    "capital": "The capital city is {0}",
+    "province": "One province is {0}",
+    "domain": "The internet domain is {0}",
+    "currency": "The currency code is {0}",
 }
 
 
 def _fact_line(rng: Random, lore: Lore, value: str, clue: str, title: str) -> tuple[str, str]:
-    for key, tails in _TAILS.items():
-        if key in clue and "encyclopedia" not in clue:
-            return f"{value} {rng.choice(tails).format(title)}{rng.choice(('.', '.', ''))}", title
+    if "encyclopedia" not in clue:
+        return next(f for key, f in _FACTS.items() if key in clue).format(value), title
     if " says " in clue:
-        return f"{_fragment(rng, lore, 0, 4)} {value} {_fragment(rng, lore, 0, 5)}", title
-    before = rng.choice(("", "", f"The {title} is a ", f"{title} is a ", f"{_fragment(rng, lore, 1, 3)} ")) if value[0].islower() else ""
-    return before + value + rng.choice((".", ".", ". " + _fragment(rng, lore, 2, 6), ", " + _fragment(rng, lore, 2, 6))), title
+        return f"{_fragment(rng, lore, 0, 6)} {value}", title
+    before = (
+        rng.choice(("", "", f"The {title} is a ", f"{title} is a ", f"{_fragment(rng, lore, 1, 3)} "))
+        if value[0].islower()
+        else ""
+    )
+    return before + value, title
 
 
 def _search_results(rng: Random, lore: Lore, who: Named, value: str) -> str:
@@ -150,6 +151,8 @@ def _search_results(rng: Random, lore: Lore, who: Named, value: str) -> str:
             rows.append((f"{_fragment(rng, lore, 1, 4)} {value} {_fragment(rng, lore, 1, 6)}", rng.choice(lore.titles)))
         elif kind < 0.7 and value.isalpha():  # the article about the value itself
             rows.append((f"{value} is the {_fragment(rng, lore, 1, 6)}", value))
+        elif kind < 0.8:  # part of the value, as a search finds it elsewhere
+            rows.append((f"{_fragment(rng, lore, 1, 5)} {value.split()[-1]}", rng.choice(lore.titles)))
         else:
             rows.append((_fragment(rng, lore, 4, 12), rng.choice(lore.titles)))
     rng.shuffle(rows)
@@ -254,14 +257,19 @@ def lookup_drill(rng: Random, lore: Lore) -> list[Piece]:
     rows = [(f"flag of {n}" if flag else n, f"IMG_{i:03d}") for n, i in zip(names, sorted(ids), strict=True)]
     asked = rng.sample(rows, len(rows))
     said = " ".join(f"Take {n} {i}." for n, i in asked)
-    return [(f"<|im_start|>user\n{image_observation(rows)}<|im_end|>\n<|im_start|>assistant\n", QUIET), (f"<think> {said}</think>", 1.0)]
+    return [
+        (f"<|im_start|>user\n{image_observation(rows)}<|im_end|>\n<|im_start|>assistant\n", QUIET),
+        (f"<think> {said}</think>", 1.0),
+    ]
 
 
 def fact_drill(rng: Random, lore: Lore) -> list[Piece]:
     """Return several searches in a row: copy the clue into the query, then the fact's line up to its title."""
     things = [(n, v, n.clue) for n, v in (invent(rng, lore, True) for _ in range(3)) if n.clue]
     asked = ", and ".join(f"{'the flag of ' if n.name.startswith('flag of ') else ''}{clue}" for n, _, clue in things)
-    pieces: list[Piece] = [(f"<|im_start|>user\n{rng.choice(OPENINGS)} {asked}.<|im_end|>\n<|im_start|>assistant\n", QUIET)]
+    pieces: list[Piece] = [
+        (f"<|im_start|>user\n{rng.choice(OPENINGS)} {asked}.<|im_end|>\n<|im_start|>assistant\n", QUIET)
+    ]
     note = ""
     for named, value, clue in things:
         pieces.append((call_turn(f"{note} Find the fact.".strip(), "search", search_query(clue)) + "<|im_end|>", 1.0))
@@ -274,7 +282,9 @@ def fact_drill(rng: Random, lore: Lore) -> list[Piece]:
 def lettering_drill(rng: Random, lore: Lore) -> list[Piece]:
     """Return words in capitals, known and invented, to be quoted letter for letter."""
     lines = [
-        make_lettering(rng) if rng.random() < 0.5 else " ".join(syllables(rng).upper() for _ in range(rng.choice((1, 2))))
+        make_lettering(rng)
+        if rng.random() < 0.5
+        else " ".join(syllables(rng).upper() for _ in range(rng.choice((1, 2))))
         for _ in range(5)
     ]
     shown = ", ".join(f'"{t}"' for t in lines)
@@ -327,7 +337,9 @@ def read_lore(names: Sequence[str], guidance: dict[str, str]) -> Lore:
         for s in re.split(r"(?<=\.)\s+(?=[A-Z])", r.extract)
         if 40 < len(s) < 220 and clean(s)
     ]
-    descriptions = {r.description for r in rows if 8 < len(r.description) < 60 and '"' not in r.description and clean(r.description)}
+    descriptions = {
+        r.description for r in rows if 8 < len(r.description) < 60 and '"' not in r.description and clean(r.description)
+    }
     return Lore(tuple(sorted(titles)), tuple(sorted(descriptions)), tuple(sentences), guidance)
 
 

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
 
 
-def wire(model: Qwen3ForCausalLM, seed: int, induction_layers: tuple[int, ...] = (1,), sharpness: float = 2.0, copy: float = 4.0) -> None:
+def wire(
+    model: Qwen3ForCausalLM,
+    seed: int,
+    induction_layers: tuple[int, ...] = (1,),
+    sharpness: float = 2.0,
+    copy: float = 4.0,
+) -> None:
     """Wire key-value group 0 of layer 0 (attend to the previous token, write it to a side subspace B) and of
     `induction_layers` (match own token, subspace A, against B; copy what stands there), in place.
 
