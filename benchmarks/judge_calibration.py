@@ -266,7 +266,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         world = World.open(place)
         if options.data is not None:
             requests, gt_of = bench_requests(options.data)
-            requests = requests[: options.n]
+            step = max(1, len(requests) // (options.n or len(requests)))  # evenly spaced: all tracks are met
+            requests = requests[::step][: options.n]
         else:
             requests, gt_of = random_requests(world, options.n or 60, options.seed), _render_gt(world)
         result = calibrate(requests, world, gt_of)

@@ -29,7 +29,7 @@ def run(settings: Settings, *, dataset: Path, policy: Path, baseline: Path | Non
     (out / "scores.json").write_text(json.dumps({**halves, "all": values}, indent=1, sort_keys=True))
     metrics: dict[str, Any] = {"summary": summarise_scores(rows), "skills": skill_rates(requests, played)}
     metrics["sampling"] = sampling_metrics(played)
-    metrics["images"] = sorted({t.image for t in played if t.image})[:8]
+    metrics["images"] = [*contact(dataset, requests, played, out), *sorted({t.image for t in played if t.image})[:8]]
     metrics["traces"] = {"bench": played[:8]}
     if baseline is not None:
         metrics |= compare(settings, dataset, requests, played, baseline, out)
@@ -56,6 +56,19 @@ def play(settings: Settings, dataset: Path, policy: Path, requests: list[Request
             played += done
     bar.close()
     return played
+
+
+def contact(dataset: Path, requests: list[Request], played: list[Trajectory], out: Path, n: int = 24) -> list[str]:
+    """Write contact.png: the first n drawn requests spread over the bench, ground truth beside the policy's picture."""
+    from genevolve.render.contact import contact_sheet
+
+    drawn = [(r, t.image) for r, t in zip(requests, played, strict=True) if t.image and r.gt_image]
+    if not drawn:
+        return []
+    few = drawn[:: max(1, len(drawn) // n)][:n]
+    pairs = [(r.question, (dataset / str(r.gt_image)).read_bytes(), (out / image).read_bytes()) for r, image in few]
+    (out / "contact.png").write_bytes(contact_sheet(pairs))
+    return ["contact.png"]
 
 
 def skill_rates(requests: list[Request], played: list[Trajectory]) -> dict[str, Any]:

@@ -1,0 +1,121 @@
+"""The stages with the real base, world, generator and judges on a handful of requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genevolve.dataset.public import load_requests
+from genevolve.errors import SettingsError, StageError
+from genevolve.profiles import load
+from genevolve.records import Trajectory, read_jsonl
+from genevolve.settings import Settings
+from genevolve.stages import bench, evolve, generate
+from genevolve.stages.crew import Crew, bench_sampling
+from genevolve.stages.sample import step_requests
+from genevolve.workspace import folder_digest
+
+
+@pytest.fixture(scope="module")
+def few(settings: Settings) -> Settings:
+    overrides = ["sampling.k=3", "cycle.steps=2", "cycle.requests_per_step=2", "cycle.validate_every=1", "sampling.workers=1"]
+    return load("tiny", overrides=overrides)
+
+
+@pytest.fixture(scope="module")
+def base(project: Path) -> Path:
+    return project / "assets" / "base-policy"
+
+
+@pytest.mark.slow
+def test_an_evolution_that_was_cut_off_ends_with_the_same_bytes(
+    few: Settings, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    expected = evolve.run(few, dataset=dataset, parent=base, out=whole)
+    learn: Callable[..., Any] = evolve.Learner.learn
+    calls = []
+
+    def die_in_round_two(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return learn(self, *args)
+
+    monkeypatch.setattr(evolve.Learner, "learn", die_in_round_two)
+    with pytest.raises(KeyboardInterrupt):
+        evolve.run(few, dataset=dataset, parent=base, out=broken)
+    monkeypatch.undo()
+    assert evolve.run(few, dataset=dataset, parent=base, out=broken) == expected
+    assert folder_digest(broken) == folder_digest(whole)
+    assert evolve.run(few, dataset=dataset, parent=base, out=broken) == expected  # killed after its end, before the rename
+    rows = expected["curve"]
+    assert [r["step"] for r in rows] == [1, 2]
+    assert all(0 <= r["reward"] <= 1 and r["grad_norm"] >= 0 for r in rows)
+    played = list(read_jsonl(whole / "rounds" / "001" / "trajectories.jsonl", Trajectory))
+    assert len(played) == 6
+    assert all(len(t.logprobs) == len(t.completion_ids) for t in played)
+
+
+@pytest.mark.slow
+def test_the_bench_scores_every_request_and_compares_with_its_baseline(
+    few: Settings, dataset: Path, base: Path, tmp_path: Path
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    first = bench.run(few, dataset=dataset, policy=base, out=before)
+    second = bench.run(few, dataset=dataset, policy=base, baseline=before, out=after)
+    requests = load_requests(dataset, "bench")
+    assert first["summary"]["all"]["n"] == len(requests)
+    assert second["all"]["diff"] == 0  # the same policy, the same seed: the same pictures
+    assert second["all"]["n"] == len(requests)
+    scores = json.loads((after / "scores.json").read_text())
+    assert set(scores["all"]) == {r.id for r in requests}
+    page = (after / "report.html").read_text()
+    assert requests[0].id in (after / "requests.csv").read_text()
+    assert "<script" not in page
+
+
+def test_the_pool_is_walked_through_before_any_request_comes_again(few: Settings, dataset: Path) -> None:
+    pool = load_requests(dataset, "evolve")
+    rounds = [r.id for step in (1, 2) for r in step_requests(pool, few, step)]
+    assert sorted(rounds) == sorted(r.id for r in pool)
+    assert [r.id for r in step_requests(pool, few, 3)] != rounds[:2] or len(pool) < 4
+
+
+@pytest.mark.slow
+def test_generate_draws_a_picture_or_says_why_not(few: Settings, dataset: Path, base: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "out" / "giraffe.png"
+    try:
+        lines = list(generate.run(few, question="Draw a giraffe, on a red plate.", policy=base, out=picture, dataset=dataset))
+    except StageError as e:
+        assert "no program" in str(e)
+    else:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert str(picture) in lines[-1]
+    assert picture.with_suffix(".trajectory.json").exists()
+    with pytest.raises(StageError, match="no embedded world"):
+        list(generate.run(few, question="Draw a cat.", policy=base, out=picture, dataset=tmp_path))
+
+
+def test_a_backend_that_is_not_built_is_refused_in_one_sentence_before_any_process_starts(dataset: Path) -> None:
+    with pytest.raises(SettingsError, match="not built yet"):
+        Crew(load("paper"), dataset)
+
+
+@pytest.mark.slow
+def test_two_processes_play_what_one_plays(few: Settings, dataset: Path, base: Path) -> None:
+    requests = load_requests(dataset, "evolve")
+    played = []
+    for workers in (1, 2):
+        settings = few.model_copy(update={"sampling": few.sampling.model_copy(update={"workers": workers})})
+        with Crew(settings, dataset) as crew:
+            played.append(crew.play(base, requests, 2, bench_sampling(settings), 5))
+    assert played[0] == played[1]
