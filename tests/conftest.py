@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from genevolve.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -50,3 +55,37 @@ def in_project(monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run the test with the project's folder as the working directory."""
     monkeypatch.chdir(PROJECT)
     return PROJECT
+
+
+# One small dataset for all tests that need one: built once a session and process, by the real stage, from the real world.
+SIZES = {"recipes": 120, "sft": 12, "sft_heldout": 4, "evolve": 4, "validation": 2, "bench": 6}
+
+
+def small(**sizes: int) -> Settings:
+    from genevolve.profiles import load
+
+    values = {**SIZES, **sizes}
+    over = [f"dataset.{k}={v}" for k, v in values.items()]
+    return load("tiny", overrides=[*over, "sampling.workers=1"], path=PROJECT / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def settings() -> Settings:
+    return small()
+
+
+@pytest.fixture(scope="session")
+def resized() -> Callable[..., Settings]:
+    """The same settings with other sizes."""
+    return small
+
+
+@pytest.fixture(scope="session")
+def dataset(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from genevolve.stages import build
+
+    out = tmp_path_factory.mktemp("dataset") / "dataset"
+    out.mkdir()
+    (out / "left_over.txt").write_text("of a run that was killed")
+    build.run(settings, out=out)
+    return out

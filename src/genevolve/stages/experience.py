@@ -16,7 +16,7 @@ from genevolve.settings import Settings
 from genevolve.stages.backends import make_embedder
 
 MINILM_GATE = 0.75
-"""Cosine gate for all-MiniLM-L6-v2 on `demands` keys; calibrated on the evolve split, see docs/benchmarks.md."""
+"""Cosine gate for all-MiniLM-L6-v2 on `demands` keys. Ours, by eye from the study in docs/benchmarks.md; not calibrated on reward."""
 
 
 @dataclass(frozen=True)
