@@ -125,7 +125,8 @@ class Experience(Section):
     capacity: int = Field(ge=1)
     """Bundles the memory keeps. [P]: 500"""
     gate: float | None = Field(ge=-1, le=1)
-    """Smallest cosine for a retrieval; it belongs to the embedder. null: the embedder's own default (MiniLM on demand keys: .75, ours). [P]: .84"""
+    """Smallest cosine for a retrieval; it belongs to the embedder. null: the embedder's own default
+    (MiniLM on demand keys: .75, ours). [P]: .84"""
     summariser: Literal["contrast", "openai"]
     """Who turns a pair into a bundle."""
     embedder: Literal["minilm", "qwen3"]

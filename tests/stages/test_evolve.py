@@ -22,7 +22,13 @@ from genevolve.workspace import folder_digest
 
 @pytest.fixture(scope="module")
 def few(settings: Settings) -> Settings:
-    overrides = ["sampling.k=3", "cycle.steps=2", "cycle.requests_per_step=2", "cycle.validate_every=1", "sampling.workers=1"]
+    overrides = [
+        "sampling.k=3",
+        "cycle.steps=2",
+        "cycle.requests_per_step=2",
+        "cycle.validate_every=1",
+        "sampling.workers=1",
+    ]
     return load("tiny", overrides=overrides)
 
 
@@ -54,7 +60,9 @@ def test_an_evolution_that_was_cut_off_ends_with_the_same_bytes(
     monkeypatch.undo()
     assert evolve.run(few, dataset=dataset, parent=base, out=broken) == expected
     assert folder_digest(broken) == folder_digest(whole)
-    assert evolve.run(few, dataset=dataset, parent=base, out=broken) == expected  # killed after its end, before the rename
+    assert (
+        evolve.run(few, dataset=dataset, parent=base, out=broken) == expected
+    )  # killed after its end, before the rename
     rows = expected["curve"]
     assert [r["step"] for r in rows] == [1, 2]
     assert all(0 <= r["reward"] <= 1 and r["grad_norm"] >= 0 for r in rows)
@@ -94,7 +102,9 @@ def test_the_pool_is_walked_through_before_any_request_comes_again(few: Settings
 def test_generate_draws_a_picture_or_says_why_not(few: Settings, dataset: Path, base: Path, tmp_path: Path) -> None:
     picture = tmp_path / "out" / "giraffe.png"
     try:
-        lines = list(generate.run(few, question="Draw a giraffe, on a red plate.", policy=base, out=picture, dataset=dataset))
+        lines = list(
+            generate.run(few, question="Draw a giraffe, on a red plate.", policy=base, out=picture, dataset=dataset)
+        )
     except StageError as e:
         assert "no program" in str(e)
     else:

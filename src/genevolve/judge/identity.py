@@ -128,7 +128,8 @@ def square(picture: Image, side: int, most: int | None = None) -> Image:
         if scale >= 1 and longest != side:
             continue
         size = (max(1, round(w * scale)), max(1, round(h * scale)))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        picture = np.asarray(cv2.resize(picture, size, interpolation=how), dtype=np.uint8)
     h, w = picture.shape[:2]
     out = np.full((side, side, 3), 255, dtype=np.uint8)
     y, x = (side - h) // 2, (side - w) // 2
@@ -155,7 +156,10 @@ def likeness(a: Cut, b: Cut) -> Likeness:
     side = max(16, min(SIDE, max(a.picture.shape[:2]), max(b.picture.shape[:2])))
     white = (255, 255, 255)
     bare, full = (
-        cv2.copyMakeBorder(square(p, side), PLAY, PLAY, PLAY, PLAY, cv2.BORDER_CONSTANT, value=white)
+        np.asarray(
+            cv2.copyMakeBorder(square(p, side), PLAY, PLAY, PLAY, PLAY, cv2.BORDER_CONSTANT, value=white),
+            dtype=np.uint8,
+        )
         for p in (_bare(a), a.picture)
     )
     bare_b, full_b = square(_bare(b), side), square(b.picture, side)

@@ -69,6 +69,7 @@ def train(
     """
     import torch
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
@@ -102,7 +103,8 @@ def train(
         report_to=[],
         seed=seed,
         bf16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
+        disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
     )
@@ -113,6 +115,8 @@ def train(
         eval_dataset=Dataset.from_list(held) if held else None,
         processing_class=tokenizer,
     )
+    trainer.remove_callback(PrinterCallback)  # a bar of our own instead of a line a step
+    trainer.add_callback(_bar())
     before = trainer.evaluate()["eval_loss"] if held else None
     trainer.train()
     after = trainer.evaluate()["eval_loss"] if held else None
@@ -131,3 +135,24 @@ def train(
         "heldout_loss": after,
         "curve": curve,
     }
+
+
+def _bar() -> Any:
+    from tqdm import tqdm
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.bar = tqdm(total=state.max_steps, desc="cold start", unit="step")
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if logs and "loss" in logs:
+                self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.bar.update()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.bar.close()
+
+    return Bar()
