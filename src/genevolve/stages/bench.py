@@ -8,7 +8,7 @@ from typing import Any
 
 from genevolve.records import Request, Trajectory, read_jsonl, write_jsonl
 from genevolve.settings import Settings
-from genevolve.stages.backends import WORLD
+from genevolve.stages.backends import reference_bytes
 from genevolve.stages.crew import Crew, bench_sampling
 from genevolve.stages.sample import sampling_metrics, step_seed
 
@@ -78,6 +78,16 @@ def skill_rates(requests: list[Request], played: list[Trajectory]) -> dict[str, 
     return abilities(requests, played)
 
 
+def references(dataset: Path, played: list[Trajectory], out: Path) -> Path:
+    """Write the pictures that programs refer to as files below out/references, for the report's cards; return that folder."""
+    folder = out / "references"
+    for file in sorted({f for t in played if t.program is not None for f in t.program.files}):
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(reference_bytes(dataset, file))
+    return folder
+
+
 def compare(
     settings: Settings, dataset: Path, requests: list[Request], played: list[Trajectory], baseline: Path, out: Path
 ) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def compare(
         sides[0],
         sides[1],
         dataset=dataset,
-        world=dataset / WORLD,
+        world=references(dataset, [*before, *played], out),
         yields=[Yield(str(y["stage"]), int(y["in"]), int(y["kept"])) for y in table],
         resamples=settings.bench.resamples,
         seed=settings.seeds.run_seed,
