@@ -205,8 +205,8 @@ def test_a_misspelt_text_is_always_another_text():
 def test_hostile_text_is_read_quickly_and_yields_a_plan(hostile):
     import time
 
-    start = time.perf_counter()
+    start = time.process_time()
     plan = decide(parse_prompt(hostile), 1, 0, "r")
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
     assert 1 <= len(plan.subjects) <= 2
     assert plan.text is None or 0 < len(plan.text) <= MAX_TEXT + 1
