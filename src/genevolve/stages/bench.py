@@ -18,6 +18,7 @@ SEED_OFFSET = 99_991
 
 def run(settings: Settings, *, dataset: Path, policy: Path, baseline: Path | None = None, out: Path) -> dict[str, Any]:
     """Play and score the bench into out/; return summaries and, with a baseline, the paired differences by half."""
+    from genevolve.bench.ability import abilities
     from genevolve.bench.score import bench_rows, overall_values, summarise_scores
     from genevolve.dataset.public import load_requests
 
@@ -27,7 +28,7 @@ def run(settings: Settings, *, dataset: Path, policy: Path, baseline: Path | Non
     values = overall_values(rows)
     halves = {half: {r.id: values[r.id] for r in requests if r.half == half} for half in ("gate", "report")}
     (out / "scores.json").write_text(json.dumps({**halves, "all": values}, indent=1, sort_keys=True))
-    metrics: dict[str, Any] = {"summary": summarise_scores(rows), "skills": skill_rates(requests, played)}
+    metrics: dict[str, Any] = {"summary": summarise_scores(rows), "skills": abilities(requests, played)}
     metrics["sampling"] = sampling_metrics(played)
     metrics["images"] = [*contact(dataset, requests, played, out), *sorted({t.image for t in played if t.image})[:8]]
     metrics["traces"] = {"bench": played[:8]}
@@ -69,13 +70,6 @@ def contact(dataset: Path, requests: list[Request], played: list[Trajectory], ou
     pairs = [(r.question, (dataset / str(r.gt_image)).read_bytes(), (out / image).read_bytes()) for r, image in few]
     (out / "contact.png").write_bytes(contact_sheet(pairs))
     return ["contact.png"]
-
-
-def skill_rates(requests: list[Request], played: list[Trajectory]) -> dict[str, Any]:
-    """Return what the policy can do, each counted over all requests that need it (issue: the cold start's targets)."""
-    from genevolve.bench.ability import abilities
-
-    return abilities(requests, played)
 
 
 def references(dataset: Path, played: list[Trajectory], out: Path) -> Path:
