@@ -27,6 +27,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from genevolve.dataset.wording import gold_prompt
 from genevolve.judge.base import JudgeJob
 from genevolve.judge.kscore import reach
 from genevolve.judge.pixels import PixelJudge
@@ -34,7 +35,6 @@ from genevolve.judge.sufficiency import SufficiencyJudge
 from genevolve.records import Program, Reference, Request, Score
 from genevolve.render.base import RenderJob
 from genevolve.render.compositor import Compositor, plan
-from genevolve.render.gold import gold_prompt
 from genevolve.render.guess import OPPOSITE, misspell
 from genevolve.scene import SKILLS, Colour, Light, Material, Pattern, Scene, Subject
 from genevolve.tools.world import World, build_world

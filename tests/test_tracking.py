@@ -107,18 +107,14 @@ def test_a_trajectory_becomes_a_trace_with_a_span_per_turn_and_call(track: Mlflo
     assert trace.data.spans[0].outputs["reward"]["total"] == 0.7
 
 
-def test_dataset_pictures_and_folders_are_kept(track: MlflowTracker, client: Any, tmp_path: Path) -> None:
+def test_dataset_and_files_are_kept(track: MlflowTracker, client: Any, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"png")
-    (tmp_path / "policy").mkdir()
-    (tmp_path / "policy" / "w").write_text("1")
     with track.stage("kept", {}):
         track.log_dataset(tmp_path, "d" * 64, "training")
-        track.log_images([tmp_path / "a.png"])
-        track.log_artifacts(tmp_path / "policy", "policy")
+        track.log_files([tmp_path / "a.png"], "images")
     (run,) = runs(client, "tags.stage = 'kept'")
     assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
     assert (Path(run.info.artifact_uri) / "images" / "a.png").read_bytes() == b"png"
-    assert (Path(run.info.artifact_uri) / "policy" / "w").read_text() == "1"
 
 
 def test_registry_promotes_finds_and_rolls_back(track: MlflowTracker, tmp_path: Path) -> None:

@@ -168,6 +168,8 @@ class Cycle(Section):
     """Requests a round. [P]: 8"""
     validate_every: int = Field(ge=1)
     """Rounds between two looks at the validation split. [ours]"""
+    validation_k: int = Field(ge=1, le=64)
+    """Rollouts a validation request, at every look: one alone picks the luckiest checkpoint. [ours]"""
     patience: int = Field(ge=0)
     """Looks without a better validation score before the cycle stops early; 0: never. [ours]"""
 

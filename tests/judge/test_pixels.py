@@ -6,13 +6,13 @@ from functools import cache
 
 import pytest
 
+from genevolve.dataset.wording import gold_prompt
 from genevolve.judge import ocr
 from genevolve.judge.base import JudgeJob
 from genevolve.judge.pixels import PixelJudge
 from genevolve.records import Request, Score
 from genevolve.render.base import RenderJob
 from genevolve.render.compositor import Compositor
-from genevolve.render.gold import gold_prompt
 from genevolve.scene import Scene, Subject
 from genevolve.tools import sources
 

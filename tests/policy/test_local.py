@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from genevolve.agent.chat import observation_text, prompt_text
-from genevolve.agent.parallel import sample_parallel
 from genevolve.agent.rollout import rollouts
 from genevolve.policy.base import Job, PolicyError, Sampled, Sampling
 from genevolve.policy.draw import draw, uniforms
@@ -219,16 +218,11 @@ def test_guides_change_the_prompt_of_their_request_only(policy: LocalPolicy) -> 
     ]
 
 
-def test_rollouts_are_the_same_for_any_number_of_processes(folder: Path) -> None:
-    seen: list[str] = []
-    arguments: dict[str, Any] = {"system": SYSTEM, "chunk": 2, "on_done": lambda part: seen.extend(t.id for t in part)}
-    one = sample_parallel(folder, requests(3), 2, make_tools, SAMPLING, 4, workers=1, **arguments)
-    two = sample_parallel(folder, requests(3), 2, make_tools, SAMPLING, 4, workers=2, **arguments)
+def test_trajectories_name_their_policy_and_survive_their_codec(folder: Path) -> None:
     loaded = LocalPolicy.load(folder)
-    assert one == two == rollouts(loaded, requests(3), 2, make_tools(), SAMPLING, 4, system=SYSTEM)
-    assert seen == [t.id for t in one] * 2
-    assert all(Trajectory.model_validate_json(t.model_dump_json()) == t for t in one)
-    assert one[0].policy_hash == loaded.policy_hash
+    played = rollouts(loaded, requests(2), 2, make_tools(), SAMPLING, 4, system=SYSTEM)
+    assert all(Trajectory.model_validate_json(t.model_dump_json()) == t for t in played)
+    assert played[0].policy_hash == loaded.policy_hash
     assert len(loaded.tokenizer_hash) == 64
 
 

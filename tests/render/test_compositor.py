@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from genevolve.dataset.wording import gold_prompt
 from genevolve.render.base import RenderJob
 from genevolve.render.compositor import Compositor, plan
 from genevolve.render.contact import contact_sheet
-from genevolve.render.gold import gold_prompt
 from genevolve.render.layout import cells, subject_boxes
 from genevolve.render.style import (
     BANNER,

@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
+from genevolve.dataset.wording import gold_prompt
 from genevolve.render.contact import loosen
-from genevolve.render.gold import gold_prompt
 from genevolve.render.guess import Dice, decide, misspell
 from genevolve.render.program import MAX_TEXT, OPEN, Slot, parse_prompt
 from genevolve.scene import Colour, Light, Material, Pattern, Position, Scene, Subject, TextPlace

@@ -68,6 +68,14 @@ def test_an_evolution_that_was_cut_off_ends_with_the_same_bytes(
     assert all(0 <= r["reward"] <= 1 and r["grad_norm"] >= 0 for r in rows)
     played = list(read_jsonl(whole / "rounds" / "001" / "trajectories.jsonl", Trajectory))
     assert len(played) == 6
+    for folder in sorted((whole / "rounds").iterdir()):
+        kept = {t.image for t in read_jsonl(folder / "trajectories.jsonl", Trajectory)} - {None}
+        assert kept == {f"images/{p.name}" for p in (folder / "images").glob("*.png")}  # of the pairs, and no others
+    assert all((whole / page).stat().st_size for page in (*expected["pages"], *expected["images"]))
+    assert "# Visual experience of step 2" in (whole / "experience.md").read_text()
+    best, worst = expected["traces"]["best"], expected["traces"]["worst"]
+    assert [t.request_id for t in best] == [t.request_id for t in worst]
+    assert all(b.reward.total > w.reward.total for b, w in zip(best, worst, strict=True))
     assert all(len(t.logprobs) == len(t.completion_ids) for t in played)
 
 

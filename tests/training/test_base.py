@@ -14,7 +14,8 @@ from genevolve.agent.chat import prompt_text
 from genevolve.agent.protocol import Answer, Call, parse_turn
 from genevolve.scene import SKILLS
 from genevolve.training import drills
-from genevolve.training.drills import Lore, examples, lookup_drill, read_lore, trajectory
+from genevolve.training.drills import examples, lookup_drill, trajectory
+from genevolve.training.lore import Lore, read_lore
 from genevolve.training.pretrain import PretrainConfig, batches, encode, new_model, train
 from genevolve.training.tokenizer import IMG_TOKENS, train_tokenizer
 

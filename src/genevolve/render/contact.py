@@ -50,9 +50,9 @@ def _samples(folder: Path) -> list[tuple[str, bytes, bytes | None]]:
     import random
     from typing import get_args
 
+    from genevolve.dataset.wording import gold_prompt
     from genevolve.render.base import RenderJob
     from genevolve.render.compositor import Compositor
-    from genevolve.render.gold import gold_prompt
     from genevolve.scene import Colour, Light, Material, Pattern, Position, Scene, Subject, TextPlace
 
     files = sorted(p for p in folder.glob("*.svg") if len(p.stem) in (5, 11))

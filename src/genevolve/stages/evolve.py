@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from genevolve.experience.contrast import Pair, by_request, contrast
 from genevolve.records import Bundle, Request, Trajectory, dump, read_jsonl, write_jsonl
 from genevolve.settings import Settings
 from genevolve.stages.crew import Crew, bench_sampling
@@ -29,7 +30,7 @@ def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[s
     from genevolve.dataset.public import load_requests
 
     if (out / CONCLUSION).exists():  # killed between the last round and the end of the stage
-        return dict(json.loads((out / CONCLUSION).read_text()))
+        return json.loads((out / CONCLUSION).read_text()) | _to_show(settings, out)
     pool, validation = load_requests(dataset, "evolve"), load_requests(dataset, "validation")
     with Crew(settings, dataset) as crew:
         state = _State(settings, parent, out)
@@ -38,22 +39,45 @@ def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[s
         bar = tqdm(total=settings.cycle.steps, initial=state.step, desc="evolve", unit="round")
         while state.step < settings.cycle.steps and not state.stale():
             step = state.step + 1
-            trajectories = sample(settings, crew, pool, state.policy, step)
+            new = out / "rounds" / f"{step:03d}.new"
+            trajectories = sample(settings, crew, pool, state.policy, step, images=new)
             extracted = extract(settings, state.memory, trajectories, step)
             row: dict[str, Any] = {"step": step, **sampling_metrics(trajectories), **extracted.metrics}
-            folder = out / "rounds" / f"{step:03d}"
-            row |= state.learner.learn(trajectories, extracted.guides, folder.with_suffix(".new") / "policy")
+            row |= state.learner.learn(trajectories, extracted.guides, new / "policy")
             if step % settings.cycle.validate_every == 0 or step == settings.cycle.steps:
-                row |= _validate(settings, crew, validation, folder.with_suffix(".new") / "policy")
+                row |= _validate(settings, crew, validation, new / "policy")
             state.finish(step, row, trajectories, extracted)
             bar.set_postfix(reward=f"{row['reward']:.3f}", valid=f"{row['valid']:.2f}")
             bar.update()
         bar.close()
-    return state.conclude()
+    return state.conclude() | _to_show(settings, out)
+
+
+def _to_show(settings: Settings, out: Path) -> dict[str, Any]:
+    """Return each round's widest pair as traces and on one sheet (best left, worst right), and the rounds' pages."""
+    from genevolve.render.contact import contact_sheet
+
+    pairs: list[tuple[Path, Pair]] = []
+    for folder in sorted((out / "rounds").glob("[0-9][0-9][0-9]")):
+        groups = by_request(read_jsonl(folder / "trajectories.jsonl", Trajectory))
+        pairs += [(folder, pair) for pair in contrast(groups, settings.experience.gap, 1).pairs]
+    drawn = [
+        (pair.best.question, (folder / pair.best.image).read_bytes(), (folder / pair.worst.image).read_bytes())
+        for folder, pair in pairs
+        if pair.best.image and pair.worst.image
+    ]
+    if drawn:
+        (out / "best-worst.png").write_bytes(contact_sheet(drawn))
+    return {
+        "images": ["best-worst.png"] if drawn else [],
+        "pages": ["experience.md"],
+        "traces": {"best": [p.best for _, p in pairs], "worst": [p.worst for _, p in pairs]},
+    }
 
 
 def _validate(settings: Settings, crew: Crew, requests: list[Request], policy: Path) -> dict[str, Any]:
-    played = crew.play(policy, requests, 1, bench_sampling(settings), step_seed(settings, 0))
+    k, seed = settings.cycle.validation_k, step_seed(settings, 0)
+    played = crew.play(policy, requests, k, bench_sampling(settings), seed)
     return {f"validation_{k}": v for k, v in sampling_metrics(played).items() if k in ("reward", "kscore", "valid")}
 
 
@@ -107,7 +131,13 @@ class _State:
         """Make the round a whole one: everything is written beside it, then renamed."""
         folder = self.out / "rounds" / f"{step:03d}"
         new = folder.with_suffix(".new")
-        write_jsonl(new / "trajectories.jsonl", trajectories)
+        paired = {t.image for pair in extracted.contrast.pairs for t in (pair.best, pair.worst)}
+        for picture in (new / "images").glob("*"):  # the others can be drawn again from their programs
+            if f"images/{picture.name}" not in paired:
+                picture.unlink()
+        kept = (t if t.image in paired else t.model_copy(update={"image": None}) for t in trajectories)
+        write_jsonl(new / "trajectories.jsonl", kept)
+        (new / "experience.md").write_text(extracted.page, encoding="utf-8")
         write_jsonl(new / "bundles.jsonl", extracted.bundles)
         write_guides(new / "guides.jsonl", extracted.guides)
         self.memory.save(new / "memory.jsonl")
@@ -148,6 +178,10 @@ class _State:
             "last": {k: v for k, v in last.items() if isinstance(v, (int, float))},
             "curve": self.curve,
         }
+        pages = sorted((self.out / "rounds").glob("*/experience.md"))
+        (self.out / "experience.md").write_text(
+            "\n".join(p.read_text(encoding="utf-8") for p in pages), encoding="utf-8"
+        )
         temporary = self.out / f"{CONCLUSION}.new"
         temporary.write_text(json.dumps(metrics, sort_keys=True))
         temporary.rename(self.out / CONCLUSION)

@@ -9,7 +9,8 @@ from typing import Any
 
 from genevolve.experience.contrast import Contrast, by_request, contrast
 from genevolve.experience.guide import render_guide
-from genevolve.experience.memory import ExperienceMemory, Retrieved
+from genevolve.experience.memory import ExperienceMemory
+from genevolve.experience.report import experience_page, experience_report
 from genevolve.experience.summarise import summarise
 from genevolve.records import Bundle, Trajectory, read_jsonl, write_jsonl
 from genevolve.settings import Settings
@@ -28,6 +29,8 @@ class Extracted:
     guides: dict[str, str]
     """request id -> guide text for its teacher; requests below the gate have none"""
     metrics: dict[str, Any]
+    page: str
+    """the same for a reader: outcomes, gaps, the texts of every slot (Markdown)"""
 
 
 def new_memory(settings: Settings) -> ExperienceMemory:
@@ -50,25 +53,13 @@ def extract(settings: Settings, memory: ExperienceMemory, trajectories: Sequence
         for (request, _), hit in zip(questions, retrieved, strict=True)
         if hit is not None
     }
-    return Extracted(found, bundles, guides, _metrics(found, memory, retrieved))
-
-
-def _metrics(found: Contrast, memory: ExperienceMemory, retrieved: Sequence[Retrieved | None]) -> dict[str, Any]:
-    hits = [r for r in retrieved if r is not None]
-    gaps = list(found.gaps.values())
-    return {
-        "pairs": len(found.pairs),
-        "rejected": found.counts,
-        "gap_mean": sum(gaps) / max(1, len(gaps)),
-        "memory_size": len(memory),
-        "memory_evicted": memory.evicted,
-        "hit_rate": len(hits) / max(1, len(retrieved)),
-        "hit_rate_other_requests": sum(not h.own for h in hits) / max(1, len(retrieved)),
-    }
+    report = experience_report(found, bundles, memory, retrieved)
+    metrics: dict[str, Any] = {**report.metrics, "outcomes": report.outcomes}
+    return Extracted(found, bundles, guides, metrics, experience_page(report, f"Visual experience of step {step}"))
 
 
 def run(settings: Settings, *, trajectories: Path, memory: Path | None, out: Path, step: int = 1) -> dict[str, Any]:
-    """Extract one round's experience into out/memory.jsonl, out/bundles.jsonl and out/guides.jsonl."""
+    """Extract one round's experience into out/memory.jsonl, bundles.jsonl, guides.jsonl and experience.md."""
     store = new_memory(settings)
     if memory is not None:
         store.add(read_jsonl(memory / "memory.jsonl", Bundle))
@@ -77,6 +68,7 @@ def run(settings: Settings, *, trajectories: Path, memory: Path | None, out: Pat
     store.save(out / "memory.jsonl")
     write_jsonl(out / "bundles.jsonl", extracted.bundles)
     write_guides(out / "guides.jsonl", extracted.guides)
+    (out / "experience.md").write_text(extracted.page, encoding="utf-8")
     return extracted.metrics
 
 

@@ -4,9 +4,9 @@ A stage module is `genevolve.stages.NAME` with
 
     def run(settings: Settings, *, <inputs>: Path ..., out: Path) -> dict[str, Any]
 
-that leaves its files in `out` and returns its metrics: plain numbers, nested as it likes, the same on every run. Three
-keys are taken out of them: `curve` (rows with a `step`; reports/cNNN/STAGE.csv and MLflow), `images` (paths below `out`
-to show in MLflow), `traces` ({label: [Trajectory]}). `out` may hold what an earlier, killed run of the same recipe on
+that leaves its files in `out` and returns its metrics: plain numbers, nested as it likes, the same on every run. Four
+keys are taken out of them: `curve` (rows with a `step`; reports/cNNN/STAGE.csv and MLflow), `images` and `pages` (paths
+below `out` to show in MLflow), `traces` ({label: [Trajectory]}). `out` may hold what an earlier, killed run of the same recipe on
 the same inputs left there: the body goes on from its complete records.
 """
 
@@ -143,14 +143,15 @@ def _run_body(job: Job, partial: Path, track: Tracker) -> tuple[dict[str, Any], 
     with track.stage(job.title, params):
         metrics = dict(module.run(job.settings, **job.inputs, out=partial))
         curve = [dict(row) for row in metrics.pop("curve", [])]
-        images = [partial / path for path in metrics.pop("images", [])]
+        shown = {kind: [partial / path for path in metrics.pop(kind, [])] for kind in ("images", "pages")}
         traces: Mapping[str, Any] = metrics.pop("traces", {})
         dataset = job.inputs.get("dataset") or (partial if job.stage == "build" else None)
         if dataset is not None:
             track.log_dataset(dataset, folder_digest(dataset), "evaluation" if job.stage == "bench" else "training")
         track.log_metrics(metrics)
         track.log_curve(curve)
-        track.log_images(images)
+        for kind, paths in shown.items():
+            track.log_files(paths, kind)
         for label, trajectories in traces.items():
             track.log_traces(trajectories, label)
     return metrics, curve

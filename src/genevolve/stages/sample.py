@@ -28,10 +28,13 @@ def step_requests(pool: Sequence[Request], settings: Settings, step: int) -> lis
     return list({r.id: r for r in picked}.values())
 
 
-def sample(settings: Settings, crew: Crew, pool: Sequence[Request], policy: Path, step: int) -> list[Trajectory]:
-    """Return the scored rollouts of a step."""
+def sample(
+    settings: Settings, crew: Crew, pool: Sequence[Request], policy: Path, step: int, images: Path | None = None
+) -> list[Trajectory]:
+    """Return the scored rollouts of a step; their pictures are kept in `images`, if that is given."""
     requests = step_requests(pool, settings, step)
-    return crew.play(policy, requests, settings.sampling.k, training_sampling(settings), step_seed(settings, step))
+    sampling, seed = training_sampling(settings), step_seed(settings, step)
+    return crew.play(policy, requests, settings.sampling.k, sampling, seed, images=images)
 
 
 def sampling_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:

@@ -8,113 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from random import Random
 
 from genevolve.agent.chat import observation_text, prompt_text
 from genevolve.agent.format import call_turn, image_observation, search_observation, text_observation
+from genevolve.agent.protocol import FormatError, parse_turn
 from genevolve.agent.system import load_system, system_prompt
 from genevolve.dataset.recipes import OPENINGS, Named, make_lettering, make_scene, write_question
 from genevolve.dataset.teacher import Habits, fact_note, kinds_of, make_plan, search_query, teach
 from genevolve.experience.bullets import STANDARD, bullet
 from genevolve.experience.guide import TITLE
 from genevolve.scene import SKILL_OF, Scene
+from genevolve.tools.embedded import STOP_WORDS
+from genevolve.training.lore import Lore, fragment, invent, invent_place, neighbour, syllables
 
 Piece = tuple[str, float]
 """A text and the loss weight of its tokens."""
 
 QUIET = 0.05
 """Loss weight of tokens the policy reads but never writes: they teach a little English and much induction."""
-
-_ONSETS = "b br c ch d dr f g gr h j k kl l m n p pr qu r s sh st t tr v w y z th sl".split()
-_VOWELS = "a e i o u a e i o ai ou ee ia".split()
-_CODAS = ["", "", "", "n", "r", "l", "s", "m", "t", "k", "nd", "sh", "ng"]
-
-
-@dataclass(frozen=True)
-class Lore:
-    """Raw material for made-up worlds."""
-
-    titles: tuple[str, ...]
-    """lower-case names of one to three words, none of them an entity of the embedded world"""
-    descriptions: tuple[str, ...]
-    sentences: tuple[str, ...]
-    guidance: dict[str, str]
-    """skill name -> guidance text"""
-
-
-def syllables(rng: Random, low: int = 2, high: int = 3) -> str:
-    """Return a capitalised invented word."""
-    word = "".join(
-        rng.choice(_ONSETS) + rng.choice(_VOWELS) + (rng.choice(_CODAS) if rng.random() < 0.5 else "")
-        for _ in range(rng.randint(low, high))
-    )
-    return word.capitalize()
-
-
-def invent_place(rng: Random) -> str:
-    """Return a country-like name of one to three words."""
-    words = [syllables(rng, 1, 3) for _ in range(rng.choice((1, 1, 1, 2)))]
-    if rng.random() < 0.1:
-        words.insert(0, rng.choice(("New", "North", "South", "West", "Saint", "East")))
-    return " ".join(words)
-
-
-def _neighbour(rng: Random, lore: Lore, name: str) -> str:
-    """Return a name that is easily mistaken for `name`: it shares a word, begins or ends with it."""
-    words = name.split()
-    other = rng.choice(lore.titles).split()[0] if name.islower() else syllables(rng)
-    kind = rng.random()
-    if kind < 0.35:
-        return f"{other} {words[-1]}"
-    if kind < 0.6:
-        return f"{words[0]} {other}"
-    if kind < 0.75:
-        return f"{name} {other}"
-    if kind < 0.9:
-        return f"{other} {name}"
-    return name[:-1] if len(words[-1]) > 4 else f"{name}{rng.choice('ainr')}"
-
-
-def invent(rng: Random, lore: Lore, knowledge: bool) -> tuple[Named, str]:
-    """Return an invented entity and, when it is named through a fact, that fact's value."""
-    if rng.random() < 0.4:
-        place = invent_place(rng)
-        if not knowledge:
-            return Named("x", f"flag of {place}"), ""
-        value, clue = _country_fact(rng)
-        return Named("x", f"flag of {place}", clue), value
-    name = rng.choice(lore.titles) if rng.random() < 0.8 else syllables(rng).lower()
-    if not knowledge:
-        return Named("x", name), ""
-    if rng.random() < 0.2:
-        value = _fragment(rng, lore, 3, 8).replace('"', "").strip(" ,.;")
-        return Named("x", name, f'the thing about which an encyclopedia says "{value}"'), value
-    value = rng.choice(lore.descriptions)
-    if rng.random() < 0.5:
-        value = value[0].lower() + value[1:]
-        return Named("x", name, f'the thing that an encyclopedia defines as "{value}"'), value
-    return Named("x", name, f'the thing that an encyclopedia describes as "{value}"'), value
-
-
-def _country_fact(rng: Random) -> tuple[str, str]:
-    word = " ".join(syllables(rng, 1, 3) for _ in range(rng.choice((1, 1, 1, 2))))
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return rng.choice(
-        (
-            (word, f"the country whose capital is {word}"),
-            (word, f"the country that has a province named {word}"),
-            (d := "." + rng.choice(letters) + rng.choice(letters), f"the country whose internet domain is {d}"),
-            (c := "".join(rng.choices(letters.upper(), k=3)), f"the country whose currency code is {c}"),
-        )
-    )
-
-
-def _fragment(rng: Random, lore: Lore, low: int = 2, high: int = 9) -> str:
-    words = rng.choice(lore.sentences).split()
-    start = rng.randrange(max(1, len(words) - high))
-    return " ".join(words[start : start + rng.randint(low, high)])
-
 
 _FACTS = {
     "capital": "The capital city is {0}",
@@ -128,9 +40,9 @@ def _fact_line(rng: Random, lore: Lore, value: str, clue: str, title: str) -> tu
     if "encyclopedia" not in clue:
         return next(f for key, f in _FACTS.items() if key in clue).format(value), title
     if " says " in clue:
-        return f"{_fragment(rng, lore, 0, 6)} {value}", title
+        return f"{fragment(rng, lore, 0, 6)} {value}", title
     before = (
-        rng.choice(("", "", f"The {title} is a ", f"{title} is a ", f"{_fragment(rng, lore, 1, 3)} "))
+        rng.choice(("", "", f"The {title} is a ", f"{title} is a ", f"{fragment(rng, lore, 1, 3)} "))
         if value[0].islower()
         else ""
     )
@@ -138,25 +50,41 @@ def _fact_line(rng: Random, lore: Lore, value: str, clue: str, title: str) -> tu
 
 
 def _search_results(rng: Random, lore: Lore, who: Named, value: str) -> str:
+    """Return a page like a real search's: the right line, and others that end in a word of the query too."""
     title = who.name.removeprefix("flag of ")
     assert who.clue is not None
     rows = [_fact_line(rng, lore, value, who.clue, title)]
-    for _ in range(4):
+    country = "encyclopedia" not in who.clue
+    words = re.findall(r"[a-z]{3,}", (who.clue if country else value).lower())
+    asked = [w for w in words if w in lore.endings and w not in STOP_WORDS]
+    while len(rows) < 5:
         kind = rng.random()
-        if kind < 0.5:  # the same relation, another thing
+        if kind < 0.35 and country:  # a fact document of another country, cut before its fact
+            relation = next(f for key, f in _FACTS.items() if key in who.clue).partition(" is ")[0]
+            rows.append((relation, invent_place(rng)))
+        elif kind < 0.5:  # the same relation, another thing
             other, v = invent(rng, lore, True)
             assert other.clue is not None
             rows.append(_fact_line(rng, lore, v, other.clue, other.name.removeprefix("flag of ")))
-        elif kind < 0.62 and "encyclopedia" not in who.clue:  # the value in another sentence
-            rows.append((f"{_fragment(rng, lore, 1, 4)} {value} {_fragment(rng, lore, 1, 6)}", rng.choice(lore.titles)))
-        elif kind < 0.7 and value.isalpha():  # the article about the value itself
-            rows.append((f"{value} is the {_fragment(rng, lore, 1, 6)}", value))
-        elif kind < 0.8:  # part of the value, as a search finds it elsewhere
-            rows.append((f"{_fragment(rng, lore, 1, 5)} {value.split()[-1]}", rng.choice(lore.titles)))
+        elif kind < 0.57 and country:  # the value in another sentence
+            rows.append((f"{fragment(rng, lore, 1, 4)} {value} {fragment(rng, lore, 1, 6)}", rng.choice(lore.titles)))
+        elif kind < 0.62 and value.isalpha():  # the article about the value itself
+            rows.append((f"{value} is the {fragment(rng, lore, 1, 6)}", value))
+        elif kind < 0.95 and asked:
+            word = asked[-1] if rng.random() < 0.4 else rng.choice(asked)
+            rows.append((_ending_in(rng, lore, word), rng.choice(lore.titles)))
         else:
-            rows.append((_fragment(rng, lore, 4, 12), rng.choice(lore.titles)))
+            rows.append((fragment(rng, lore, 4, 12), rng.choice(lore.titles)))
     rng.shuffle(rows)
     return search_observation((" ".join(s.split()), t) for s, t in rows)
+
+
+def _ending_in(rng: Random, lore: Lore, word: str) -> str:
+    """Return some words of a sentence up to `word`, as a snippet shows them."""
+    sentence = lore.sentences[rng.choice(lore.endings[word])]
+    found = re.search(rf"\b{word}\b", sentence.lower())
+    assert found is not None
+    return " ".join(sentence[: found.end()].split()[-rng.randint(1, 14) :])
 
 
 def _image_results(rng: Random, lore: Lore, name: str, first: int) -> str:
@@ -164,7 +92,7 @@ def _image_results(rng: Random, lore: Lore, name: str, first: int) -> str:
     names = {name}
     while len(names) < rng.choice((4, 5, 5, 5)):
         if rng.random() < 0.45:
-            base = _neighbour(rng, lore, name.removeprefix("flag of "))
+            base = neighbour(rng, lore, name.removeprefix("flag of "))
         else:
             base = invent_place(rng) if flag else rng.choice(lore.titles)
         names.add(f"flag of {base}" if flag and rng.random() < 0.9 else base)
@@ -207,7 +135,7 @@ GUIDED = Habits(activate=0.12, exact_unread=0.2, omit_unread=0.1, vague_search=0
 
 def trajectory(rng: Random, lore: Lore, guided: float = 0.4) -> list[Piece]:
     """Return a whole trajectory in a made-up world, as pieces of text with loss weights."""
-    things = [invent(rng, lore, rng.random() < 0.6) for _ in range(rng.choice((1, 1, 2)))]
+    things = [invent(rng, lore, rng.random() < 0.6) for _ in range(rng.choice((1, 2)))]
     named = [n for n, _ in things]
     scene = make_scene(rng, [str(i) for i in range(len(named))])
     guide = None
@@ -228,6 +156,8 @@ def trajectory(rng: Random, lore: Lore, guided: float = 0.4) -> list[Piece]:
     turn, shown, facts = next(script), 0, iter([(n, v) for n, v in things if n.clue])
     pictures = iter(named)
     while True:
+        if rng.random() < 0.03:
+            pieces += _mistake(turn[: rng.randrange(len(turn) // 3, len(turn) - 12)])
         pieces.append((turn + "<|im_end|>", 1.0))
         if '"search"' in turn:
             observation = _search_results(rng, lore, *next(facts))
@@ -244,13 +174,21 @@ def trajectory(rng: Random, lore: Lore, guided: float = 0.4) -> list[Piece]:
         pieces.append((observation_text(observation), QUIET))
 
 
+def _mistake(broken: str) -> list[Piece]:
+    """Return a turn that breaks the grammar, never learnt, and the error that the loop answers: the right turn follows."""
+    turn = parse_turn(broken)
+    assert isinstance(turn, FormatError)
+    error = text_observation(f"Format error: {turn.reason}")
+    return [(broken + "<|im_end|>", 0.0), (observation_text(error), QUIET)]
+
+
 def lookup_drill(rng: Random, lore: Lore) -> list[Piece]:
     """Return one page of image results and many picks from it: which id stands behind this title."""
     flag = rng.random() < 0.4
     make = invent_place if flag else (lambda r: r.choice(lore.titles))
     names: list[str] = []
     while len(names) < rng.randint(4, 9):
-        name = _neighbour(rng, lore, rng.choice(names)) if names and rng.random() < 0.5 else make(rng)
+        name = neighbour(rng, lore, rng.choice(names)) if names and rng.random() < 0.5 else make(rng)
         if name not in names:
             names.append(name)
     ids = rng.sample(range(1, 40), len(names))
@@ -293,54 +231,19 @@ def lettering_drill(rng: Random, lore: Lore) -> list[Piece]:
 
 
 def examples(rng: Random, lore: Lore, english: float = 0.03) -> Iterator[list[Piece]]:
-    """Yield practice examples for ever: two thirds trajectories, the rest drills and `english` plain sentences."""
+    """Yield practice examples for ever: six in ten are trajectories, the rest drills and `english` plain sentences."""
     while True:
         kind = rng.random()
         if kind < english:
             yield [(" ".join(rng.sample(lore.sentences, 4)), 0.3)]
-        elif kind < english + 0.14:
+        elif kind < english + 0.12:
             yield lookup_drill(rng, lore)
-        elif kind < english + 0.26:
+        elif kind < english + 0.36:
             yield fact_drill(rng, lore)
-        elif kind < english + 0.29:
+        elif kind < english + 0.38:
             yield lettering_drill(rng, lore)
         else:
             yield trajectory(rng, lore)
-
-
-def read_lore(names: Sequence[str], guidance: dict[str, str]) -> Lore:
-    """Return raw material from the encyclopedia in which no entity of the embedded world is named.
-
-    `names` are the entities' names and titles: a title, description or sentence that has one of them as words is left out.
-    """
-    from genevolve.tools.sources import leads
-
-    forbidden = {n.removeprefix("flag of ").lower() for n in names}
-    longest = max(len(n.split()) for n in forbidden)
-
-    def clean(text: str) -> bool:
-        words = re.findall(r"[a-z0-9'-]+", text.lower())
-        singular = [w[:-1] if w.endswith("s") else w for w in words]
-        return not any(
-            " ".join(row[i : i + n]) in forbidden
-            for row in (words, singular)
-            for n in range(1, longest + 1)
-            for i in range(len(row) - n + 1)
-        )
-
-    rows = list(leads().values())
-    titles = {r.title.lower() for r in rows if re.fullmatch(r"[A-Za-z]+( [A-Za-z]+){0,2}", r.title) and clean(r.title)}
-    sentences = [
-        s
-        for r in rows
-        if clean(r.title)
-        for s in re.split(r"(?<=\.)\s+(?=[A-Z])", r.extract)
-        if 40 < len(s) < 220 and clean(s)
-    ]
-    descriptions = {
-        r.description for r in rows if 8 < len(r.description) < 60 and '"' not in r.description and clean(r.description)
-    }
-    return Lore(tuple(sorted(titles)), tuple(sorted(descriptions)), tuple(sentences), guidance)
 
 
 def tokenizer_texts(lore: Lore, seed: int, n: int = 12000) -> Iterator[str]:
