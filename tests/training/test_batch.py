@@ -44,22 +44,6 @@ def rows_of(*trajectories: Trajectory, **options: Any) -> Any:
     return build_rows(trajectories, **{**known, **options})
 
 
-def test_unfinished_rows_count_in_their_group_but_push_nothing_and_are_not_taught() -> None:
-    cpu = torch.device("cpu")
-    rows = [
-        TrainRow("a", "r", [1], [2], [1], [-0.1], 1.0, [3]),
-        TrainRow("b", "r", [1], [2], [1], [-0.1], 0.5, [3]),
-        TrainRow("c", "r", [1], [2, 4], [1, 1], [-0.1, -0.1], 0.0, [3], finished=False),
-    ]
-    plain, skipping = StepBatch.build(rows, 1e-4, cpu), StepBatch.build(rows, 1e-4, cpu, skip_unfinished=True)
-    assert torch.equal(skipping.advantage[:2], plain.advantage[:2])
-    assert plain.advantage[2] < -0.9
-    assert skipping.advantage[2] == 0
-    assert skipping.taught.tolist() == [True, True, False]
-    assert plain.taught.all()
-    assert sum(len(m.tokens) for m in micro_batches(skipping, 100, teacher=True)) == 2
-
-
 def test_rows_keep_tokens_and_get_their_teacher_prompt() -> None:
     result = rows_of(trajectory(), trajectory("t1", request_id="r1"), teacher_prompts={"r1": (1, 9, 9, 2)})
     assert [r.teacher_prompt_ids for r in result.rows] == [None, (1, 9, 9, 2)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,8 +35,6 @@ class TrainRow:
     teacher_prompt_ids: Sequence[int] | None = None
     """The prompt with the bundle's guide in its system message; None: no bundle, the row takes no part in
     distillation."""
-    finished: bool = True
-    """The trajectory ended with a program."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,6 @@ def build_rows(
                     logprobs=trajectory.logprobs,
                     reward=reward,
                     teacher_prompt_ids=prompts.get(trajectory.request_id),
-                    finished=trajectory.program is not None,
                 )
             )
     return RowSet(rows, missing, empty)
@@ -126,12 +123,9 @@ class StepBatch:
     """[B] bool: the row has a teacher prompt."""
 
     @classmethod
-    def build(
-        cls, rows: Sequence[TrainRow], eps: float, device: torch.device, skip_unfinished: bool = False
-    ) -> StepBatch:
+    def build(cls, rows: Sequence[TrainRow], eps: float, device: torch.device) -> StepBatch:
         """Gather the step's rows; raises TrainingDataError for an empty step, a row without tokens, or a log-prob
-        above 0. `skip_unfinished`: rows without a program count in their group's mean and spread, but their own
-        advantage is 0 and they are not taught."""
+        above 0."""
         if not rows:
             raise TrainingDataError(
                 "A training step got no trajectory: every reward is missing, or nothing was sampled."
@@ -147,15 +141,13 @@ class StepBatch:
                 "A stored log-probability is above 0 or not a number: the trajectories are corrupt."
             )
         advantages = group_advantages([r.reward for r in rows], [r.request_id for r in rows], eps)
-        used = [r.finished or not skip_unfinished for r in rows]
-        rows = [r if u else replace(r, teacher_prompt_ids=None) for r, u in zip(rows, used, strict=True)]
         size = torch.tensor(lengths)
         return cls(
             rows=list(rows),
             lengths=size.to(device),
             row=torch.repeat_interleave(torch.arange(len(rows)), size).to(device),
             old=old_tensor.to(device),
-            advantage=torch.tensor([(a or 0.0) * u for a, u in zip(advantages, used, strict=True)]).to(device),
+            advantage=torch.tensor([a or 0.0 for a in advantages]).to(device),
             taught=torch.tensor([r.teacher_prompt_ids is not None for r in rows]).to(device),
         )
 

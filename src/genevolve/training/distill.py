@@ -72,7 +72,7 @@ class DistillTrainer:
         infinite.
         """
         config = self.config
-        step = StepBatch.build(rows, config.advantage_eps, self.device, config.skip_unfinished)
+        step = StepBatch.build(rows, config.advantage_eps, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         scores = self.backward(step)
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), config.max_grad_norm))

@@ -47,9 +47,6 @@ class DistillConfig(BaseModel):
     """How per-token GRPO and KL losses become one number, over the whole step. [P] seq-mean-token-sum."""
     advantage_eps: float = Field(default=1e-4, gt=0)
     """Added to the group's reward std. TRL's value; the paper gives none."""
-    skip_unfinished: bool = False
-    """Rollouts without a program stay in their group's mean and spread but get no gradient of their own, so that one
-    long failure does not push down every token it shares with the good ones. Ours, after DAPO's overlong filtering."""
 
     lambda_sdl: float = Field(default=2.0, ge=0)
     """Weight of the distillation loss beside GRPO. [P] 2.0; to be swept, as its scale depends on `aggregation`. 0 =
