@@ -27,6 +27,8 @@ export TOKENIZERS_PARALLELISM := false
 # glibc gives every big tensor's pages back and faults them in again, a quarter of a training step's time: keep them.
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 1073741824
+# Idle threads sleep instead of spinning: on a busy machine two spinning teams of threads starve each other.
+export OMP_WAIT_POLICY := passive
 
 .PHONY: help setup evolve test check ui clean
 
