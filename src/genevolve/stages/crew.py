@@ -70,6 +70,9 @@ class Crew:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(workers, context, _start, (self.settings, self.dataset))
         else:
+            import torch
+
+            torch.set_num_threads(1)  # as in a spawned process: the last bits of a log-prob depend on it
             self._player = Player(self.settings, self.dataset)
         return self
 
