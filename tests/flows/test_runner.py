@@ -65,6 +65,22 @@ def test_metrics_and_curves_are_reported(workspace: Workspace) -> None:
     assert json.loads(workspace.report("c001", "bench").read_text())["report"]["diff"] == pytest.approx(0.1)
 
 
+def test_a_skipped_stage_reports_the_same_bytes(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cold_start(settings: Any, *, dataset: Path, base: Path, out: Path) -> dict[str, Any]:
+        return {"curve": [{"step": 0, "loss": 1.0, "a": 2.0}, {"step": 1, "loss": 0.5, "late": 3.0}]}
+
+    use(monkeypatch, cold_start=cold_start)
+    run("build", "", workspace)
+    page = workspace.reports / "c000" / "cold_start.csv"
+    texts = []
+    for skipped in (False, True):
+        assert run("cold_start", "c000", workspace)["skipped"] is skipped
+        texts.append(page.read_text())
+        page.unlink()
+    assert texts[0] == texts[1]
+    assert texts[0].splitlines()[0] == "step,a,late,loss"
+
+
 def test_a_missing_input_is_one_sentence(workspace: Workspace) -> None:
     with pytest.raises(StageError, match=r"cold_start@c000 needs dataset at build/tiny/dataset, which is missing"):
         run("cold_start", "c000", workspace)

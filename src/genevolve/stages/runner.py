@@ -179,7 +179,8 @@ def _write_reports(job: Job, metrics: Mapping[str, Any], curve: list[dict[str, A
     _write(job.report, metrics)
     if job.stage in ("cold_start", "evolve"):  # dvc.yaml plots these two
         rows = [numbers(row) for row in curve]
-        columns = ["step", *sorted({key for row in rows for key in row} - {"step"})]  # whatever order a note was read in
+        # sorted: a skipped stage reads its curve from a note, in another order than the stage that made it
+        columns = ["step", *sorted({key for row in rows for key in row} - {"step"})]
         path = job.report.with_suffix(".csv")
         with path.open("w", encoding="utf-8", newline="") as stream:
             writer = csv.DictWriter(stream, columns, lineterminator="\n")
