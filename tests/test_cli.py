@@ -63,6 +63,18 @@ def test_a_folder_without_params_is_one_sentence_and_2(tmp_path: Path) -> None:
     assert done.stderr.startswith("genevolve: params.yaml is missing here")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device", "data/x"),
+        RuntimeError("(sqlite3.OperationalError) database or disk is full [SQL: UPDATE runs"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_whoever_found_out(error: Exception) -> None:
+    assert sentence(error) == "the disk is full; make room, and the same command goes on from here"
+
+
 def test_debug_shows_the_trace(tmp_path: Path) -> None:
     done = genevolve("--debug", "evolve", cwd=tmp_path)
     assert done.returncode == 2

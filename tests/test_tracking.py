@@ -94,6 +94,17 @@ def test_a_stage_that_failed_or_was_killed_says_so(track: MlflowTracker, client:
     assert sorted(r.info.status for r in runs(client, "tags.stage = 'bench@c008'")) == ["FINISHED", "KILLED"]
 
 
+def test_an_error_is_not_hidden_by_a_run_that_cannot_be_closed(
+    track: MlflowTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("database or disk is full")
+
+    monkeypatch.setattr(track._mlflow, "end_run", full)
+    with pytest.raises(OSError, match="No space"), track.stage("evolve@c001", {}):
+        raise OSError(28, "No space left on device")
+
+
 def test_a_trajectory_becomes_a_trace_with_a_span_per_turn_and_call(track: MlflowTracker, client: Any) -> None:
     import mlflow
 

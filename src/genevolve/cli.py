@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -199,6 +201,8 @@ def sentence(error: Exception) -> str:
     text = " ".join(str(error).split())
     if type(error).__module__.startswith("genevolve"):
         return text
+    if getattr(error, "errno", None) == errno.ENOSPC or re.search("disk is full|No space left on device", text):
+        return "the disk is full; make room, and the same command goes on from here"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"

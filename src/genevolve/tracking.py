@@ -9,7 +9,7 @@ import fcntl
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,7 +110,7 @@ class MlflowTracker:
         run_id = found[0].info.run_id if found else None
         tags = {"cycle": name, "kind": "cycle"}
         before = os.environ.get(PARENT_VARIABLE)
-        with self._mlflow.start_run(
+        with self._open(
             run_id=run_id, experiment_id=None if run_id else self._experiment, run_name=name, tags=tags
         ) as run:
             if run_id is None:
@@ -128,7 +128,7 @@ class MlflowTracker:
         where = f"tags.stage = '{name}' and attributes.status = 'RUNNING'"
         for stale in self._runs(where + (f" and tags.mlflow.parentRunId = '{parent}'" if parent else "")):
             self._client.set_terminated(stale.info.run_id, "KILLED")
-        with self._mlflow.start_run(
+        with self._open(
             experiment_id=self._experiment,
             run_name=name,
             nested=parent is not None,
@@ -140,6 +140,18 @@ class MlflowTracker:
                 yield
             finally:
                 self._mlflow.flush_trace_async_logging()
+
+    @contextmanager
+    def _open(self, **how: Any) -> Iterator[Any]:
+        """A run that says in MLflow how it ended. Where that fails too, as on a full disk, the first error is raised."""
+        run = self._mlflow.start_run(**how)
+        try:
+            yield run
+        except BaseException:
+            with suppress(Exception):
+                self._mlflow.end_run("FAILED")
+            raise
+        self._mlflow.end_run()
 
     def _runs(self, where: str) -> list[Any]:
         return list(self._client.search_runs([self._experiment], filter_string=where, order_by=["start_time DESC"]))
