@@ -2,6 +2,7 @@
 
     python -m benchmarks.resume [--profile tiny] [--faults 2] [--wait 0.4 6] [--folder FOLDER]
     python -m benchmarks.resume --fault full --folder SMALL_DISK
+    python -m benchmarks.resume --profile embedded --faults 1 --wait 5 40 --against CLONE
 
 Two clones of the last commit run the same cycle: one undisturbed, one that meets a fault `faults` times in every stage, a
 random while after the stage has begun. `kill`: SIGKILL to its whole process group. `full`: the disk that FOLDER lies on is
@@ -134,12 +135,16 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=None, help="where the two clones go; default: a temporary folder"
     )
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--against", type=Path, default=None, help="a clone of the same commit whose cycle has run; default: run one"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the waits")
     args = parser.parse_args()
     logs = Path(tempfile.mkdtemp(prefix="resume-"))
     root = args.folder or logs
-    whole, hurt = clone(logs / "undisturbed"), clone(root / "disturbed")
-    if start(whole, args.profile, logs / "undisturbed.log").wait():
+    hurt = clone(root / "disturbed")
+    whole = args.against or clone(logs / "undisturbed")
+    if not args.against and start(whole, args.profile, logs / "undisturbed.log").wait():
         raise SystemExit(f"the undisturbed run failed: see {logs / 'undisturbed.log'}")
     wait, dice = (args.wait[0], args.wait[1]), random.Random(args.seed)
     met = run_with_faults(hurt, args.profile, logs / "disturbed.log", args.fault, args.faults, wait, dice)
