@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False,
 ) -> None:
+    os.environ.setdefault("GENEVOLVE_COMMAND", uuid.uuid4().hex)  # the account of this command and all that it starts
     if debug:
         os.environ["GENEVOLVE_DEBUG"] = "1"
 
