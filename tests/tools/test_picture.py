@@ -136,7 +136,9 @@ def test_a_name_is_the_hash_of_what_was_written(tmp_path: Path) -> None:
         kept(name, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "x.png", "a" * 64 + ".svg", "a" * 64 + ".png\n", ""])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "x.png", "a" * 64 + ".svg", "a" * 64 + ".png\n", ""]
+)
 def test_a_name_from_a_record_is_checked(name: str, tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="no name of a downloaded picture"):
         kept(name, tmp_path)

@@ -6,7 +6,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -37,14 +37,14 @@ class Server:
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 with outer._lock:
-                    outer.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                    outer.requests.append(
+                        (self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
+                    )
                     replies = outer.script.get(self.path.partition("?")[0], [status(404)])
                     reply = replies.pop(0) if len(replies) > 1 else replies[0]
                 self.close_connection = True
-                try:
+                with suppress(BrokenPipeError, ConnectionResetError):
                     reply(self)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass
 
             do_POST = do_GET
 
@@ -126,7 +126,7 @@ class Clock:
     """Seconds that pass when someone sleeps, and `tick` more at each look."""
 
     def __init__(self, tick: float = 0.0) -> None:
-        self.time, self.tick, self.slept = 1000.0, tick, []
+        self.time, self.tick = 1000.0, tick
         self.slept: list[float] = []
 
     def __call__(self) -> float:
@@ -141,7 +141,9 @@ class Clock:
 class Names:
     """A resolver and dialler: every public address is the loopback server, every dialled address is noted."""
 
-    def __init__(self, port: int, hosts: Mapping[str, list[str]] | None = None, clock: Clock | None = None, **net: Any) -> None:
+    def __init__(
+        self, port: int, hosts: Mapping[str, list[str]] | None = None, clock: Clock | None = None, **net: Any
+    ) -> None:
         self.port, self.hosts = port, dict(hosts or {})
         self.asked: list[str] = []
         self.dialled: list[tuple[str, int]] = []
@@ -160,7 +162,9 @@ class Names:
         return httpcore.SyncBackend().connect_tcp("127.0.0.1", self.port, timeout=5)
 
 
-def picture(kind: str = "PNG", size: tuple[int, int] = (80, 60), mode: str = "RGB", colour: Any = "red", **how: Any) -> bytes:
+def picture(
+    kind: str = "PNG", size: tuple[int, int] = (80, 60), mode: str = "RGB", colour: Any = "red", **how: Any
+) -> bytes:
     out = io.BytesIO()
     Image.new(mode, size, colour).save(out, kind, **how)
     return out.getvalue()

@@ -161,7 +161,7 @@ class CallCache:
             spent = connection.execute("SELECT total(cost) FROM calls WHERE account = ?", (account,)).fetchone()[0]
             if spent + cost > budget + 1e-9:
                 raise BudgetError(
-                    f"The budget of this command, ${budget:.2f} (world.budget_usd), is used up: ${spent:.4f} are spent "
+                    f"The budget of this command, ${budget:g} (world.budget_usd), is used up: ${spent:.4f} are spent "
                     f"and the next call may cost ${cost:.4f}. What was paid for is kept; the same command, given again, "
                     "has the same sum anew."
                 )

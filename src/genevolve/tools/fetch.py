@@ -45,7 +45,14 @@ class Fetcher:
 
     def fetch(self, url: str) -> tuple[bytes, str]:
         """Return (bytes, 'png' or 'jpg') of the picture behind a URL, redrawn; raise Refused."""
-        return redraw(self._download(url), self.limits.size)
+        try:
+            return redraw(self._download(url), self.limits.size)
+        except Refused:
+            raise
+        except (
+            Exception
+        ):  # strangers' bytes go through several parsers: what one of them forgot costs a picture, no more
+            raise Refused("unexpected") from None
 
     def _download(self, url: str) -> bytes:
         """Return the bytes behind a URL; raise Refused."""
@@ -95,6 +102,7 @@ def _parse(text: str, base: httpx.URL | None = None) -> httpx.URL:
         raise Refused("URL")
     try:
         url = base.join(text) if base is not None else httpx.URL(text)
+        _ = url.host  # decodes an international name, and raises if it is none
         return url.copy_with(fragment=None)
     except (httpx.InvalidURL, ValueError, TypeError):
         raise Refused("URL") from None

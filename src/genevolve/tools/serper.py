@@ -143,6 +143,21 @@ class Flights:
                 del self._flying[key]
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one attempt."""
+
+    rows: list[dict[str, str]] | None = None
+    reason: str = ""
+    """why there are no rows"""
+    paid: float = 0.0
+    """dollars"""
+    wait: float | None = None
+    """seconds to wait at least before the next attempt; None: another would fail too"""
+    useless: bool = False
+    """no question will be answered with this key"""
+
+
 class Serper:
     """The service as a function: what was asked in, cleaned rows out. For all threads of a process."""
 
@@ -187,7 +202,7 @@ class Serper:
     def _paid(self, kind: str, arguments: dict[str, Any]) -> list[dict[str, str]]:
         """Make the call, again where that may help; store and return its rows."""
         price = self.service.usd * (1 if arguments["num"] <= PAGE else 2)
-        deadline = self.net.clock() + self.patience.total
+        deadline, reason = self.net.clock() + self.patience.total, ""
         for attempt in range(1, self.patience.attempts + 1):
             turn = self.cache.next_turn(BACKEND, self.service.rate, self._now())
             if turn > 0:
@@ -195,36 +210,36 @@ class Serper:
                 deadline += turn  # waiting in our own queue is no fault of the service
             call = self.cache.reserve(BACKEND, self.account, price, self.budget)
             start = self.net.clock()
-            rows, reason, paid, wait = self._attempt(kind, arguments, price, deadline)
+            outcome = self._attempt(kind, arguments, price, deadline)
             seconds = max(0.0, self.net.clock() - start)
-            if rows is not None:
-                self.cache.put(kind, BACKEND, arguments, rows, seconds=seconds, cost=paid, call=call)
-                return rows
-            self.cache.settle(call, seconds=seconds, cost=paid)
-            if wait is None:
-                raise ToolError(f"The search service refused this query ({reason}); ask in other words.")
-            pause = max(wait, self._draw() * self.patience.first_wait * 2 ** (attempt - 1))
-            if attempt < self.patience.attempts and self.net.clock() + pause < deadline:
-                self._sleep(pause)
-            else:
+            if outcome.rows is not None:
+                self.cache.put(kind, BACKEND, arguments, outcome.rows, seconds=seconds, cost=outcome.paid, call=call)
+                return outcome.rows
+            self.cache.settle(call, seconds=seconds, cost=outcome.paid)
+            if outcome.useless:
+                raise ServiceError(
+                    f"The search service refused {KEY} ({outcome.reason}): check the key and its credits."
+                )
+            if outcome.wait is None:
+                raise ToolError(f"The search service refused this query ({outcome.reason}); ask in other words.")
+            reason = outcome.reason
+            pause = max(outcome.wait, self._draw() * self.patience.first_wait * 2 ** (attempt - 1))
+            if attempt == self.patience.attempts or self.net.clock() + pause >= deadline:
                 break
+            self._sleep(pause)
         raise ToolError(f"The search service does not answer ({reason}); go on with what you have.")
 
-    def _attempt(
-        self, kind: str, arguments: dict[str, Any], price: float, deadline: float
-    ) -> tuple[list[dict[str, str]] | None, str, float, float | None]:
-        """Return (rows or None, why there are none, dollars it cost, seconds to wait at least or None: do not try again)."""
+    def _attempt(self, kind: str, arguments: dict[str, Any], price: float, deadline: float) -> Outcome:
         try:
             answer = self._post(kind, arguments, min(deadline, self.net.clock() + self.patience.attempt))
         except WireError as e:
-            return None, e.reason, 0.0 if e.reason in FREE else price, 0.0
+            return Outcome(reason=e.reason, paid=0.0 if e.reason in FREE else price, wait=0.0)
         if answer.status == 200:
             rows, reason = read_rows(kind, answer.body)
-            return rows, reason, price, None if reason == "wrong form" else 0.0
-        reason = f"HTTP {answer.status}"
-        if answer.status in (401, 402, 403) or b"not enough credits" in answer.body[:2000].lower():
-            raise ServiceError(f"The search service refused {KEY} ({reason}): check the key and its credits.")
-        return None, reason, 0.0, self._retry_after(answer) if answer.status in AGAIN else None
+            return Outcome(rows, reason, price, None if reason == "wrong form" else 0.0)
+        useless = answer.status in (401, 402, 403) or b"not enough credits" in answer.body[:2000].lower()
+        wait = self._retry_after(answer) if answer.status in AGAIN else None
+        return Outcome(reason=f"HTTP {answer.status}", wait=wait, useless=useless)
 
     def _post(self, kind: str, arguments: dict[str, Any], deadline: float) -> Answer:
         url = httpx.URL(f"{self.service.url}/{kind}")

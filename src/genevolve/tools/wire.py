@@ -117,7 +117,7 @@ def exchange(
     except httpcore.TimeoutException:
         raise WireError("time") from None
     except (httpcore.NetworkError, OSError) as e:
-        certificate = isinstance(e, ssl.SSLError) or isinstance(e.__cause__, ssl.SSLError)
+        certificate = isinstance(e, ssl.SSLError) or any(isinstance(a, ssl.SSLError) for a in e.args)
         raise WireError("certificate" if certificate else "connection") from None
     except (httpcore.ProtocolError, httpcore.UnsupportedProtocol):
         raise WireError("HTTP") from None
@@ -125,7 +125,7 @@ def exchange(
 
 def _body(got: httpcore.Response, headers: dict[str, str], most: int) -> bytes:
     length = headers.get("content-length", "")
-    if length.isdigit() and (len(length) > 12 or int(length) > most):
+    if length.isdigit() and int(length) > most:  # h11 has refused lengths of more than 20 digits
         raise WireError("bytes")
     body = bytearray()
     for chunk in got.iter_stream():
