@@ -119,7 +119,7 @@ def _search_service(settings: Settings) -> Finding:
     try:
         service = Service.from_environment()
     except SettingsError as e:
-        said = f"{str(e).partition(': ')[0]}; {needed}" if not users else str(e)
+        said = f"{str(e).partition(': ')[0]}; {needed}"
         return Finding("search service", not users, said, f"{' and '.join(users)}: export {KEY}=...")
     budget = f", budget ${settings.world.budget_usd:g} a command at ${service.usd:g} a call" if users else ""
     return Finding("search service", True, f"{KEY} is set, {service.url}; {needed}{budget}")

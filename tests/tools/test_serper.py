@@ -177,7 +177,7 @@ def test_a_service_that_hangs_is_left(play: Any) -> None:
     server.script["/search"] = [server.hang()]
     with pytest.raises(ToolError, match="time"):
         SerperSearch(serper).search("a")
-    assert len(server.requests) == 2
+    assert serper.cache.spent().calls == 2  # not the server's count: a busy machine may not have read a request in time
 
 
 def test_all_attempts_together_have_a_limit(play: Any) -> None:
