@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False,
 ) -> None:
+    os.environ.setdefault("GENEVOLVE_COMMAND", uuid.uuid4().hex)  # the account of this command and all that it starts
     if debug:
         os.environ["GENEVOLVE_DEBUG"] = "1"
 
