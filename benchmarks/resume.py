@@ -80,10 +80,10 @@ def fill(process: subprocess.Popen[bytes], folder: Path, log: Path) -> str:
                 continue
     code = process.wait()
     ballast.unlink()
-    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
-    if code <= 0:
-        raise SystemExit(f"on a full disk the run ended with {code}: {said}")
-    return said.rpartition("\r")[2]
+    said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if "genevolve: " in line]
+    if code <= 0 or not said:
+        raise SystemExit(f"on a full disk the run ended with {code}: see {log}")
+    return said[-1]
 
 
 FAULTS = {"kill": kill, "full": fill}

@@ -6,6 +6,7 @@ One run a cycle, a nested run a stage, traces of the trajectories worth reading,
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -74,6 +75,8 @@ def _mlflow(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
+    # It writes a page of traces for every error that it also raises; what is raised is told by whoever catches it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genevolve.experience.contrast import Pair, by_request, contrast
+from genevolve.files import write_whole
 from genevolve.records import Bundle, Request, Trajectory, dump, read_jsonl, write_jsonl
 from genevolve.settings import Settings
 from genevolve.stages.crew import Crew, bench_sampling
@@ -116,7 +117,7 @@ class _State:
     def validated(self, step: int, row: Mapping[str, Any]) -> None:
         """Note a validation score; the first best one wins."""
         if step == 0 and not (self.out / "start.json").exists():
-            (self.out / "start.json").write_text(json.dumps(dict(row)))
+            write_whole(self.out / "start.json", json.dumps(dict(row)))
         score = row.get("validation_reward")
         if score is not None and (self.best is None or score > self.best[0]):
             self.best = (score, step)
@@ -182,9 +183,7 @@ class _State:
         (self.out / "experience.md").write_text(
             "\n".join(p.read_text(encoding="utf-8") for p in pages), encoding="utf-8"
         )
-        temporary = self.out / f"{CONCLUSION}.new"
-        temporary.write_text(json.dumps(metrics, sort_keys=True))
-        temporary.rename(self.out / CONCLUSION)
+        write_whole(self.out / CONCLUSION, json.dumps(metrics, sort_keys=True))
         for folder in (self.out / "rounds").glob("[0-9][0-9][0-9]"):
             shutil.rmtree(folder / "policy", ignore_errors=True)
             shutil.rmtree(folder / "trainer", ignore_errors=True)

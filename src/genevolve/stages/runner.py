@@ -17,7 +17,6 @@ import fcntl
 import hashlib
 import importlib
 import json
-import os
 import shutil
 import threading
 import time
@@ -29,6 +28,7 @@ from typing import Any
 
 import genevolve
 from genevolve.errors import StageError
+from genevolve.files import write_whole
 from genevolve.ledger import COLD_START_SECTIONS, CYCLE_SECTIONS, Ledger
 from genevolve.profiles import load
 from genevolve.settings import Settings
@@ -197,10 +197,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 class _PeakMemory:

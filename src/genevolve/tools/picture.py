@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import threading
 import warnings
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from genevolve.files import write_whole
 from genevolve.tools.base import ToolError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -101,10 +101,7 @@ def keep(data: bytes, suffix: str, folder: Path) -> str:
     name = f"{hashlib.sha256(data).hexdigest()}.{suffix}"
     path = folder / name
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{name}.{os.getpid()}.{threading.get_ident()}.tmp"
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        write_whole(path, data)
     return name
 
 
