@@ -6,7 +6,6 @@ One run a cycle, a nested run a stage, traces of the trajectories worth reading,
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
