@@ -70,8 +70,7 @@ def _mlflow(uri: str) -> Any:
 
     import mlflow
 
-    for name in ("alembic", "mlflow.store.db.utils"):  # the migrations' diary is for nobody here
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # the migrations' diary is for nobody here
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     # It writes a page of traces for every error that it also raises; what is raised is told by whoever catches it.
