@@ -15,9 +15,9 @@ from genevolve.agent.protocol import Answer, Call, parse_turn
 from genevolve.scene import SKILLS
 from genevolve.training import drills
 from genevolve.training.drills import examples, lookup_drill, trajectory
-from genevolve.training.lore import Lore, read_lore
+from genevolve.training.lore import Lore, read_lore, splice
 from genevolve.training.pretrain import PretrainConfig, batches, encode, new_model, optimisers, train, weighted_loss
-from genevolve.training.tokenizer import IMG_TOKENS, train_tokenizer
+from genevolve.training.tokenizer import IMG_TOKENS, letter_tokens, train_tokenizer
 
 LORE = Lore(
     titles=("steel guitar", "wood engraving", "tidal marsh", "copper kettle", "night train", "paper mill"),
@@ -122,6 +122,16 @@ def test_lore_names_no_entity() -> None:
 
 
 SMALL = PretrainConfig(vocab_size=1024, hidden_size=208, kv_heads=2, layers=2)
+
+
+def test_spliced_names_use_every_token_and_no_forbidden_name(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    known = letter_tokens(tokenizer)
+    assert {" the", "ing"} <= set(known)
+    assert all(t.strip().isalpha() for t in known)
+    lore = replace(LORE, tokens=(" lemon", " gi", "raffe"), forbidden=frozenset({"lemon", "giraffe"}))
+    names = {splice(Random(i), lore) for i in range(200)}
+    assert "gi" in names
+    assert {"lemonraffe", "giraffe", "lemon"} & names == {"lemonraffe"}
 
 
 def test_training_lowers_the_loss_and_saves_a_loadable_base(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from genevolve.training.drills import Piece, examples, lookup_drill, trajectory
 from genevolve.training.lore import Lore
-from genevolve.training.tokenizer import IMG_TOKENS
+from genevolve.training.tokenizer import IMG_TOKENS, letter_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -329,7 +329,8 @@ def practice(world_folder: Path, vocab_size: int, seed: int) -> tuple[Lore, PreT
     skills = SkillTexts()
     names = [n for e in world.entities.values() for n in (e.name, e.title) if n]
     lore = read_lore(names, {s: skills.read(s) for s in SKILLS})
-    return lore, train_tokenizer(tokenizer_texts(lore, seed), vocab_size)
+    tokenizer = train_tokenizer(tokenizer_texts(lore, seed), vocab_size)
+    return replace(lore, tokens=letter_tokens(tokenizer)), tokenizer
 
 
 def make_base(out: Path, world_folder: Path, cfg: PretrainConfig | None = None) -> dict[str, Any]:
