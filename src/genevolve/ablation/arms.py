@@ -91,7 +91,9 @@ def load_table(path: str | Path = "ablation.yaml") -> Table:
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}") from e
+        raise SettingsError(
+            f"{path}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}"
+        ) from e
 
 
 def arm_settings(

@@ -105,7 +105,9 @@ def read_result(path: Path) -> Result:
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ResultError(f"{path} is not a result ({where or 'JSON'}: {first['msg']}); delete it to run it again") from e
+        raise ResultError(
+            f"{path} is not a result ({where or 'JSON'}: {first['msg']}); delete it to run it again"
+        ) from e
 
 
 def read_results(folder: Path) -> list[Result]:

@@ -211,9 +211,7 @@ def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) ->
     policy = Path(settings.policy.base) if arm.policy == "base" else start / "policy"
     if arm.policy == "evolved":
         inputs = {"dataset": place.dataset, "parent": policy}
-        done = run_job(
-            Job("evolve", unit.title, settings, inputs, folder / "trained", folder / "evolve.json"), track
-        )
+        done = run_job(Job("evolve", unit.title, settings, inputs, folder / "trained", folder / "evolve.json"), track)
         evolved, policy = done["metrics"], folder / "trained" / "policy"
         seconds["evolve"] = done["seconds"]
         first = json.loads((folder / "trained" / "start.json").read_text())

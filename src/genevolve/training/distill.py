@@ -46,7 +46,9 @@ class DistillTrainer:
         check_model(model)
         if config.lora_rank is None and reference is None:
             if config.kl_coef > 0:
-                raise TrainingError("kl_coef is above 0, so a reference policy is needed; pass one or set kl_coef to 0.")
+                raise TrainingError(
+                    "kl_coef is above 0, so a reference policy is needed; pass one or set kl_coef to 0."
+                )
             if config.teacher == "frozen" and config.lambda_sdl > 0:
                 raise TrainingError("A frozen teacher is the reference policy: pass one, or set teacher to current.")
         self.config, self.policy_hash, self.done = config, policy_hash, 0
