@@ -72,6 +72,10 @@ def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
     settings = arm_settings(table, table.arms["full"], "tiny", 1)
     again = runner.second_scores(settings, dataset, work / "tiny" / "full-s1" / "bench")
     assert again == found["full"].scores  # the first judge in the second one's place
+    ablate()  # nothing to run, but two results to ask the new judge about
+    assert read_result(out / "full-s1.json").scores_second == again
+    written = json.loads((out / "report" / "ablation.json").read_text())
+    assert written["arms"]["full"]["differences"]["sft+grpo"]["judges_agree"]
 
 
 def units_of(arms: dict[str, Arm], place: Place, stamp: Stamp, **given: Any) -> list[Unit]:

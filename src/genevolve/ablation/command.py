@@ -9,7 +9,7 @@ from typing import Any
 from genevolve.ablation import results as files
 from genevolve.ablation.arms import Arm, Table, load_table
 from genevolve.ablation.report import write_report
-from genevolve.ablation.runner import Place, Stamp, plan, run
+from genevolve.ablation.runner import Place, Stamp, add_second_scores, plan, run
 from genevolve.errors import SettingsError, StageError
 from genevolve.profiles import load
 from genevolve.settings import Settings
@@ -66,11 +66,13 @@ def ablate(
             quick=quick,
         )
         failed = run(units, place, stamp, jobs, f"ablation/{name}", _params(chosen, settings)) if units else {}
+        add_second_scores(place, settings)
     summary = _report(results, table, reports, publish, nothing=bool(failed))
     text = terminal(summary, reports) if summary else ""
     if failed:
         first, why = next(iter(failed.items()))
-        raise StageError(f"{text}\n{len(failed)} runs failed ({', '.join(failed)}); {first}: {why}")
+        report = f" The report of the others is {reports / 'ablation.html'}." if summary else ""
+        raise StageError(f"{len(failed)} runs failed ({', '.join(failed)}); {first}: {why}{report}")
     return text
 
 

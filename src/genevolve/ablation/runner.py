@@ -279,6 +279,25 @@ def second_scores(settings: Settings, dataset: Path, bench: Path) -> dict[str, f
     return overall_values(bench_rows([by_id[t.request_id] for t in played], judged))
 
 
+def add_second_scores(place: Place, settings: Settings) -> list[str]:
+    """Give results from before there was a second judge its scores, where the bench they came from still lies here.
+
+    Returns the files it wrote. Without a second judge there is nothing to do.
+    """
+    from genevolve.stages.backends import make_second_judge
+
+    if make_second_judge(settings, place.dataset) is None:
+        return []
+    written = []
+    for result in files.read_results(place.out):
+        bench = place.work / f"{result.arm}-s{result.seed}" / "bench"
+        known = bench / "scores.json"
+        if result.scores_second is None and known.exists() and json.loads(known.read_text())["all"] == result.scores:
+            scores = second_scores(settings, place.dataset, bench)
+            written.append(str(result.model_copy(update={"scores_second": scores}).write(place.out)))
+    return written
+
+
 def mean(scores: Mapping[str, float | None]) -> float | None:
     """Return the mean of the scores that are there."""
     known = [s for s in scores.values() if s is not None]
