@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from genevolve.ablation import results as files
-from genevolve.ablation.arms import Arm, Table, load_table
+from genevolve.ablation.arms import Table, load_table
 from genevolve.ablation.report import write_report
 from genevolve.ablation.runner import Place, Stamp, add_second_scores, plan, run
 from genevolve.errors import SettingsError, StageError
 from genevolve.profiles import load
 from genevolve.settings import Settings
 from genevolve.stages.runner import job, run_job
+from genevolve.tracking import tracker
 from genevolve.workspace import Workspace, folder_digest
 
 COMMITTED = Path("docs/results/ablation")
@@ -50,7 +51,9 @@ def ablate(
     name = f"{settings.profile}{'-quick' if quick else ''}"
     results, reports = _folders(name, out, work)
     failed: Mapping[str, str] = {}
-    if not report_only:
+    if report_only:
+        summary = _report(results, table, reports, publish, nothing=False)
+    else:
         place = Place(_dataset(settings, dataset), work / name, work / settings.profile, results)
         stamp = Stamp(files.commit(), files.machine(), folder_digest(place.dataset))
         _note_requests(place)
@@ -65,9 +68,14 @@ def ablate(
             per_arm=seeds is None,
             quick=quick,
         )
-        failed = run(units, place, stamp, jobs, f"ablation/{name}", _params(chosen, settings)) if units else {}
-        add_second_scores(place, settings)
-    summary = _report(results, table, reports, publish, nothing=bool(failed))
+        track = tracker()
+        with track.cycle(f"ablation/{name}", {"profile": settings.profile, "arms": ",".join(chosen)}):
+            failed = run(units, place, stamp, jobs) if units else {}
+            add_second_scores(place, settings)
+            summary = _report(results, table, reports, publish, nothing=bool(failed))
+            if summary is not None:
+                track.log_metrics({arm: a["kscore"] for arm, a in summary["arms"].items()})
+                track.log_files([reports / "ablation.html"], "report")
     text = terminal(summary, reports) if summary else ""
     if failed:
         first, why = next(iter(failed.items()))
@@ -101,10 +109,6 @@ def _note_requests(place: Place) -> None:
     from genevolve.dataset.public import load_requests
 
     files.write_requests(place.out, files.describe(load_requests(place.dataset, "bench")))
-
-
-def _params(arms: Mapping[str, Arm], settings: Settings) -> dict[str, Any]:
-    return {"profile": settings.profile, "arms": ",".join(arms)}
 
 
 def _report(results: Path, table: Table, reports: Path, publish: bool, nothing: bool) -> dict[str, Any] | None:

@@ -25,6 +25,9 @@ from genevolve.settings import Settings
 from genevolve.stages.runner import Job, run_job
 from genevolve.tracking import Tracker, tracker
 
+TICK = 15.0
+"""Seconds between two looks at the clock of the bar; a run takes minutes."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -122,10 +125,8 @@ def _done(unit: Unit, place: Place, stamp: Stamp) -> bool:
     return True
 
 
-def run(
-    units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int, name: str, params: Mapping[str, Any]
-) -> dict[str, str]:
-    """Run the units, `jobs` at a time, under one MLflow run called `name`; return title -> sentence of those that failed.
+def run(units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int) -> dict[str, str]:
+    """Run the units, `jobs` at a time; return title -> sentence of those that failed.
 
     A failed arm stops no other; a failed cold start leaves out the arms that need it.
     """
@@ -138,16 +139,15 @@ def run(
     failed: dict[str, str] = {}
     waiting, running = list(units), dict[Future[None], Unit]()
     unstarted = {u.seed for u in units if u.arm is None}
-    track = tracker()
     bar = tqdm(total=sum(u.work(sizes) for u in units), desc="ablate", unit="rollout", disable=not units)
     context = multiprocessing.get_context("spawn")
-    with track.cycle(name, params), ProcessPoolExecutor(jobs, context, _quiet) as pool, bar:
+    with ProcessPoolExecutor(jobs, context, _quiet) as pool, bar:
         while waiting or running:
             for unit in [u for u in waiting if not _blocked(u, unstarted)][: jobs - len(running)]:
                 waiting.remove(unit)
                 running[pool.submit(_work, unit, place, stamp)] = unit
             bar.set_postfix_str(", ".join(u.title for u in running.values()))
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            for future in wait(running, TICK, FIRST_COMPLETED).done:
                 unit = running.pop(future)
                 bar.update(unit.work(sizes))
                 sentence = _sentence(future)
