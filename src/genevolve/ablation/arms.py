@@ -105,14 +105,15 @@ def arm_settings(
     params: str | Path = "params.yaml",
 ) -> Settings:
     """Return the settings of an arm and seed: profile, common, quick, the arm's own, and the common budget of rollouts."""
-    base = start_settings(table, profile, seed, params)
-    recipe = deep_merge(_shared(table), table.quick.overrides if quick else {})
-    common = load(base.profile, seed=seed, recipe=recipe, path=params)
-    own = load(base.profile, seed=seed, recipe=deep_merge(recipe, arm.overrides), path=params)
-    if arm.policy != "evolved":
+    shared = deep_merge(_shared(table), table.quick.overrides if quick else {})
+    recipe = deep_merge(shared, arm.overrides)
+    own = load(profile, seed=seed, recipe=recipe, path=params)
+    if arm.policy != "evolved" or recipe == shared:
         return own
-    cycle = _split(rollouts(common), own)
-    return load(base.profile, seed=seed, recipe=deep_merge(deep_merge(recipe, arm.overrides), cycle), path=params)
+    budget = rollouts(load(profile, seed=seed, recipe=shared, path=params))
+    if rollouts(own) == budget:
+        return own
+    return load(profile, seed=seed, recipe=deep_merge(recipe, _split(budget, own)), path=params)
 
 
 def start_settings(table: Table, profile: str | None, seed: int, params: str | Path = "params.yaml") -> Settings:
