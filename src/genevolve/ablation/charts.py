@@ -14,7 +14,7 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float]], label: str, 
     """Return (name, mean, low, high) rows as points with bars; `zero` draws the line of no difference. Empty: no rows."""
     if not rows:
         return ""
-    width, left, right, step, top = 640.0, 250.0, 70.0, 24.0, 10.0
+    width, left, right, step, top = 680.0, 270.0, 70.0, 24.0, 10.0
     height = top + step * len(rows) + 26
     low, high = min(r[2] for r in rows), max(r[3] for r in rows)
     if zero:
