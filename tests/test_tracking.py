@@ -180,3 +180,13 @@ def test_tracking_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_numbers_are_the_finite_ones_flattened() -> None:
     values = {"a": {"b": 1, "c": "x"}, "d": True, "e": float("inf"), "f": [1], "g": None}
     assert numbers(values) == {"a.b": 1.0, "d": 1.0}
+
+
+def test_an_ablations_arms_are_nested_in_it_hold_their_stages_and_go_on(track: MlflowTracker, client: Any) -> None:
+    for _ in range(2):
+        with track.cycle("ablation/tiny", {}), track.arm("sft+grpo-s1", {"arm": "sft+grpo"}), track.stage("evolve", {}):
+            pass
+    (whole,) = runs(client, "tags.cycle = 'ablation/tiny'")
+    (arm,) = runs(client, f"tags.mlflow.parentRunId = '{whole.info.run_id}'")
+    assert (arm.info.run_name, arm.info.status, arm.data.params["arm"]) == ("sft+grpo-s1", "FINISHED", "sft+grpo")
+    assert len(runs(client, f"tags.mlflow.parentRunId = '{arm.info.run_id}'")) == 2

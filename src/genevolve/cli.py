@@ -66,6 +66,44 @@ def evolve(
 
 
 @app.command()
+def ablate(
+    seeds: Annotated[int | None, typer.Option(help="How many seeds (default: what each arm's entry says).")] = None,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 1,
+    arms: Annotated[str | None, typer.Option(help="Names from ablation.yaml, a,b,c; or 'core'. Default: all.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two arms, one seed, a part of the bench: a look.")] = False,
+    profile: Profile = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the result files (default: docs/results/ablation).")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs side by side, a core each; results do not depend on it.")] = 2,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Rebuild the report from the result files.")
+    ] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Also write the summary beside --out: OUT.json.")] = False,
+    dataset: Annotated[
+        Path | None, typer.Option(help="A GenEvolve-Data folder (default: data, or the profile's own).")
+    ] = None,
+) -> None:
+    """Measure what each part of the method adds: arms by seeds, paired, with intervals; what is there is not run again."""
+    from genevolve.ablation.command import ablate as command
+
+    typer.echo(
+        command(
+            profile=profile,
+            seeds=seeds,
+            first_seed=first_seed,
+            arms=arms,
+            quick=quick,
+            out=out,
+            jobs=jobs,
+            report_only=report_only,
+            publish=publish,
+            dataset=dataset,
+        )
+    )
+
+
+@app.command()
 def generate(
     request: Annotated[str, typer.Argument(help="What to draw, in plain English.")],
     policy: Annotated[str, typer.Option(help="A registered version or alias, or a policy's folder.")] = "champion",

@@ -36,6 +36,7 @@ class Tracker(Protocol):
     """What stages and flows may tell. MlflowTracker remembers it; NullTracker does not."""
 
     def cycle(self, name: str, params: Mapping[str, Any]) -> Any: ...
+    def arm(self, name: str, params: Mapping[str, Any]) -> Any: ...
     def stage(self, name: str, params: Mapping[str, Any]) -> Any: ...
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
     def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
@@ -107,12 +108,30 @@ class MlflowTracker:
     @contextmanager
     def cycle(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
         """One run a cycle; the same again when the cycle goes on after a crash. Stages below find it, in any process."""
-        found = self._runs(f"tags.cycle = '{name}' and tags.kind = 'cycle'")
+        with self._lasting(name, params, "cycle", None):
+            yield
+
+    @contextmanager
+    def arm(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
+        """One run an arm and seed of an ablation, nested in the ablation's run, which `cycle` opened in any process; the
+        same again when it goes on. Stages below are nested in it."""
+        with self._lasting(name, params, "arm", os.environ.get(PARENT_VARIABLE)):
+            yield
+
+    @contextmanager
+    def _lasting(self, name: str, params: Mapping[str, Any], kind: str, parent: str | None) -> Iterator[None]:
+        where = f"tags.cycle = '{name}' and tags.kind = '{kind}'"
+        found = self._runs(where + (f" and tags.mlflow.parentRunId = '{parent}'" if parent else ""))
         run_id = found[0].info.run_id if found else None
-        tags = {"cycle": name, "kind": "cycle"}
+        tags = {"cycle": name, "kind": kind}
         before = os.environ.get(PARENT_VARIABLE)
         with self._open(
-            run_id=run_id, experiment_id=None if run_id else self._experiment, run_name=name, tags=tags
+            run_id=run_id,
+            experiment_id=None if run_id else self._experiment,
+            run_name=name,
+            nested=parent is not None,
+            parent_run_id=None if run_id else parent,
+            tags=tags,
         ) as run:
             if run_id is None:
                 self._log_params(params)
@@ -306,7 +325,7 @@ class NullTracker:
     def cycle(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
         yield
 
-    stage = cycle
+    arm = stage = cycle
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
     def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None: ...

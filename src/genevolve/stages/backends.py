@@ -97,11 +97,18 @@ def world(dataset: Path) -> World:
 
 
 def make_tools(settings: Settings, dataset: Path) -> Tools:
-    """Return the three tools of a profile."""
+    """Return the three tools of a profile; a removed one refuses every call."""
     from genevolve.agent.session import Tools
     from genevolve.tools.embedded import SkillTexts
+    from genevolve.tools.removed import Removed
 
-    return Tools(_search(settings, dataset), _image_search(settings, dataset), SkillTexts(), settings.world.top_k)
+    gone = settings.sampling.removed_tools
+    return Tools(
+        Removed() if "search" in gone else _search(settings, dataset),
+        Removed() if "image_search" in gone else _image_search(settings, dataset),
+        Removed() if "query_knowledge" in gone else SkillTexts(),
+        settings.world.top_k,
+    )
 
 
 def _search(settings: Settings, dataset: Path) -> Search:
@@ -145,6 +152,11 @@ def make_judges(settings: Settings, dataset: Path) -> tuple[ImageJudge, ProgramJ
     return PixelJudge(), SufficiencyJudge(entity_of)
 
 
+def make_second_judge(settings: Settings, dataset: Path) -> ImageJudge | None:
+    """Return the judge of pictures that no reward comes from, None while there is none."""
+    return None
+
+
 def make_embedder(settings: Settings) -> Embedder:
     """Return the embedder of the experience memory."""
     from genevolve.experience.embed import MiniLMEmbedder
@@ -163,7 +175,16 @@ def reference_bytes(dataset: Path, file: str) -> bytes:
 
 
 def system_text(settings: Settings) -> str:
-    """Return the system prompt file of a profile, guide mark included."""
+    """Return the system prompt file of a profile, guide mark included; the embedded one names no removed tool."""
     from genevolve.agent.system import load_system
 
-    return load_system("system_embedded" if settings.policy.backend == "local" else "system")
+    if settings.policy.backend != "local":
+        return load_system("system")
+    gone = settings.sampling.removed_tools
+    lines = load_system("system_embedded").splitlines()
+    return "\n".join(_tool_line(line, gone) if gone and line.startswith("Tools: ") else line for line in lines)
+
+
+def _tool_line(line: str, gone: tuple[str, ...]) -> str:
+    names = line.removeprefix("Tools: ").rstrip(".").split(", ")
+    return f"Tools: {', '.join(n for n in names if n not in gone) or 'none'}."

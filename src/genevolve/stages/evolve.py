@@ -14,8 +14,8 @@ from genevolve.records import Bundle, Request, Trajectory, dump, read_jsonl, wri
 from genevolve.settings import Settings
 from genevolve.stages.crew import Crew, bench_sampling
 from genevolve.stages.distill import Learner
-from genevolve.stages.experience import Extracted, extract, new_memory, write_guides
-from genevolve.stages.sample import sample, sampling_metrics, step_seed
+from genevolve.stages.experience import Extracted, extract, new_memory, student_guides, write_guides
+from genevolve.stages.sample import sample, sampling_metrics, step_requests, step_seed
 
 CONCLUSION = "metrics.json"
 """Written when the policy is chosen and before the rounds' weights are dropped: from then on there is nothing to redo."""
@@ -41,8 +41,9 @@ def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[s
         while state.step < settings.cycle.steps and not state.stale():
             step = state.step + 1
             new = out / "rounds" / f"{step:03d}.new"
-            trajectories = sample(settings, crew, pool, state.policy, step, images=new)
-            extracted = extract(settings, state.memory, trajectories, step)
+            shown = student_guides(settings, state.memory, step_requests(pool, settings, step))
+            trajectories = sample(settings, crew, pool, state.policy, step, images=new, guides=shown)
+            extracted = extract(settings, state.memory, trajectories, step, shown)
             row: dict[str, Any] = {"step": step, **sampling_metrics(trajectories), **extracted.metrics}
             row |= state.learner.learn(trajectories, extracted.guides, new / "policy")
             if step % settings.cycle.validate_every == 0 or step == settings.cycle.steps:

@@ -43,6 +43,9 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 """The settings a stage depends on; these and no others make its fingerprint."""
 
+ABOVE = frozenset({"ablation"})
+"""Packages that no stage may import (import-linter): a new plot of an ablation must not rerun its evolutions."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -71,7 +74,7 @@ class Job:
         parts = {
             "settings": values,
             "inputs": {k: folder_digest(p) if p is not None and p.is_dir() else str(p) for k, p in self.inputs.items()},
-            "code": folder_digest(Path(genevolve.__file__).parent),
+            "code": folder_digest(Path(genevolve.__file__).parent, without=ABOVE),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
