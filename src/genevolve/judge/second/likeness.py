@@ -1,0 +1,210 @@
+"""Which thing is it? A copy against the reference pictures of the world, by orientation and hue histograms.
+
+A reference is drawn as the sticker that the copy would be (on the same background, at the same size) and both are
+described cell by cell: how strong are edges of each direction (HOG; Dalal and Triggs, 2005), and how much of each hue, of
+black and of white. The nearest reference among the asked entity and its look-alikes is what the copy shows.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genevolve.judge.second.copies import Box, Picture, classes, components
+from genevolve.judge.second.frame import Rgb, to_lab
+from genevolve.render.style import PLATES, RIM_RGB
+from genevolve.scene import Colour
+
+Rgba = NDArray[np.uint8]
+Maps = NDArray[np.float32]
+
+SIDE = 64
+"""Patches are compared at this size, in pixels."""
+CELLS = 16
+"""Cells a side."""
+DIRECTIONS = 9
+HUES = 6
+SPREAD = 1.48
+"""How far the sticker's outline reaches beyond the art, in units of its line (the larger side / 48, at least 1.6)."""
+ART = 192
+"""Longer side of a rasterised reference, in pixels."""
+TRIES = (1.0, 0.96, 1.04)
+"""Scales that are tried: the edge of a sticker is found to a pixel or two."""
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """One copy: its sticker [h, w, 3], what is behind it, and the width of its outline's line in pixels."""
+
+    seen: Rgb
+    behind: Rgb
+    line: float
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How unlike a copy is to a reference."""
+
+    mean: float
+    """over all cells"""
+    worst: float
+    """of the worst cell and its neighbours: one missing emblem shows here"""
+
+    @property
+    def total(self) -> float:
+        return self.mean + self.worst
+
+
+def patch(picture: Picture, box: Box, colour: Colour | None) -> Patch | None:
+    """Return the sticker of a copy; None when nothing lies on its plate."""
+    left, top, right, bottom = box
+    line = max(1.6, max(right - left, bottom - top) / 48)
+    seen = picture.rgb[top:bottom, left:right]
+    if colour is None:
+        behind = picture.behind[top:bottom, left:right]
+        return Patch(np.where(picture.mask[top:bottom, left:right, None], seen, behind), behind, line)
+    behind = np.broadcast_to(np.array(PLATES[colour], dtype=np.uint8), seen.shape)
+    h, w = seen.shape[:2]
+    y, x = np.mgrid[0:h, 0:w]
+    inside = np.hypot(2 * x + 1 - w, 2 * y + 1 - h) / max(h, w) < 0.9
+    seen = np.where(inside[:, :, None], seen, behind)
+    ink = np.linalg.norm(to_lab(seen) - to_lab(behind), axis=2) > 8
+    ys, xs = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    if len(ys) < 6 or len(xs) < 6:
+        return None
+    part = (slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
+    return Patch(seen[part], behind[part], line)
+
+
+@lru_cache(maxsize=1024)
+def art(svg: str) -> Rgba:
+    """Return a reference picture, RGBA [h, w, 4], cut to what is visible; the longer side has about ART pixels."""
+    import resvg_py
+    from PIL import Image
+
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=ART, height=ART, skip_system_fonts=True))
+    with Image.open(io.BytesIO(png)) as image:
+        rgba = np.array(image.convert("RGBA"), dtype=np.uint8)
+    ys, xs = (np.flatnonzero((rgba[:, :, 3] > 24).any(axis=axis)) for axis in (1, 0))
+    if not len(ys):
+        return rgba
+    return rgba[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
+
+
+@lru_cache(maxsize=1024)
+def repeats(svg: str) -> int:
+    """Return how many twins the largest part of a reference has, itself included: 2 for a pair of chopsticks."""
+    stamp = sticker(art(svg), np.full((ART, ART, 3), 0, dtype=np.uint8), ART / 48, 1.0)
+    lab = to_lab(stamp)
+    kinds = classes(components(lab, lab[:, :, 0] > 10))
+    return len(kinds[0]) if kinds else 1
+
+
+def sticker(rgba: Rgba, behind: Rgb, line: float, scale: float) -> Rgb:
+    """Return the reference as a sticker that fills a patch [h, w, 3], laid on what is behind."""
+    import cv2
+
+    h, w = behind.shape[:2]
+    room = 2 * SPREAD * line
+    fit = scale * min(max(4.0, w - room) / rgba.shape[1], max(4.0, h - room) / rgba.shape[0])
+    move = np.array([[fit, 0, (w - fit * rgba.shape[1]) / 2], [0, fit, (h - fit * rgba.shape[0]) / 2]])
+    clear = rgba.astype(np.float32) / 255
+    clear[:, :, :3] *= clear[:, :, 3:]
+    clear = np.asarray(cv2.GaussianBlur(clear, (0, 0), max(0.01, 0.4 / fit)), dtype=np.float32)  # against aliasing
+    move[:, 2] += 0.5 * fit - 0.5  # pixel centres
+    laid = cv2.warpAffine(clear, move, (w, h), flags=cv2.INTER_LINEAR)
+    reach = 2 * round(SPREAD * line) + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
+    edge = np.clip(cv2.GaussianBlur(cv2.dilate(laid[:, :, 3], disc), (0, 0), 0.6), 0, 1)[:, :, None]
+    out = behind.astype(np.float32) * (1 - edge) + np.array(RIM_RGB, dtype=np.float32) * edge
+    out = out * (1 - laid[:, :, 3:]) + 255 * laid[:, :, :3]
+    return np.clip(out, 0, 255).round().astype(np.uint8)
+
+
+def distance(copy: Patch, rgba: Rgba) -> Distance:
+    """Return how unlike a copy is to a reference laid over it where it fits best."""
+    seen = describe(copy.seen)
+    found = []
+    for scale in TRIES:
+        expected = _shifted(sticker(rgba, copy.behind, copy.line, scale), copy.seen)
+        gap = np.abs(describe(expected) - seen).sum(axis=2)
+        found.append(Distance(float(gap.mean()), float(_blurred(gap).max())))
+    return min(found, key=lambda d: d.total)
+
+
+def _shifted(expected: Rgb, seen: Rgb) -> Rgb:
+    """Return the expected patch moved by up to three pixels to where its middle fits best."""
+    import cv2
+
+    play = 3
+    h, w = seen.shape[:2]
+    if min(h, w) < 6 * play:
+        return expected
+    fit = cv2.matchTemplate(seen, expected[play : h - play, play : w - play].copy(), cv2.TM_SQDIFF)
+    dy, dx = (int(v) - play for v in np.unravel_index(int(fit.argmin()), fit.shape))
+    move = np.array([[1, 0, dx], [0, 1, dy]], dtype=np.float64)
+    return np.asarray(cv2.warpAffine(expected, move, (w, h), borderMode=cv2.BORDER_REPLICATE), dtype=np.uint8)
+
+
+def describe(rgb: Rgb) -> Maps:
+    """Return the descriptor of a patch [CELLS, CELLS, DIRECTIONS + HUES + 2], every map a mean over its cell."""
+    import cv2
+
+    small = np.asarray(cv2.resize(rgb, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.float32) / 255
+    maps = np.concatenate([_directions(small), _hues(small)], axis=2)
+    cells = np.asarray(cv2.resize(_many_blurred(maps), (CELLS, CELLS), interpolation=cv2.INTER_AREA), dtype=np.float32)
+    return cells
+
+
+def _directions(rgb: NDArray[np.float32]) -> Maps:
+    """Return the strength of edges [H, W, DIRECTIONS] by direction (half a turn), of the channel with the strongest."""
+    import cv2
+
+    gx, gy = (cv2.Sobel(rgb, cv2.CV_32F, *d, ksize=3, scale=0.25) for d in ((1, 0), (0, 1)))
+    strength = np.hypot(gx, gy)
+    top = strength.argmax(axis=2)[:, :, None]
+    gx, gy, strength = (np.take_along_axis(v, top, axis=2)[:, :, 0] for v in (gx, gy, strength))
+    return _soft(np.arctan2(gy, gx) / np.pi, strength, DIRECTIONS) * 4
+
+
+def _hues(rgb: NDArray[np.float32]) -> Maps:
+    """Return how much of each hue, of black and of white a pixel has [H, W, HUES + 2]; they sum to 1."""
+    import cv2
+
+    hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+    colour = hsv[:, :, 1] * hsv[:, :, 2]
+    grey = np.stack([1 - hsv[:, :, 2], hsv[:, :, 2] - colour], axis=2)
+    return np.concatenate([_soft(hsv[:, :, 0] / 360, colour, HUES), grey], axis=2).astype(np.float32)
+
+
+def _soft(turn: NDArray[np.float32], weight: NDArray[np.float32], bins: int) -> Maps:
+    """Return weights [H, W, bins] shared between the two nearest bins of a circle; `turn` in circles."""
+    place = (turn % 1.0)[:, :, None] * bins
+    gap = np.abs(place - np.arange(bins))
+    return (np.clip(1 - np.minimum(gap, bins - gap), 0, 1) * weight[:, :, None]).astype(np.float32)
+
+
+def _blurred(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+    import cv2
+
+    return np.asarray(cv2.blur(plane, (3, 3)), dtype=np.float32)
+
+
+def _many_blurred(maps: Maps) -> Maps:
+    """Return maps [H, W, N] blurred by half a cell, so that a pixel of misfit counts little."""
+    import cv2
+
+    step = 4  # OpenCV filters at most four channels at a time on every build
+    parts = [maps[:, :, i : i + step].copy() for i in range(0, maps.shape[2], step)]
+    blurred = [np.atleast_3d(cv2.GaussianBlur(p, (0, 0), SIDE / CELLS / 2)) for p in parts]
+    return np.concatenate(blurred, axis=2).astype(np.float32)
+
+
+def nearest(copy: Patch, candidates: Sequence[str]) -> list[Distance]:
+    """Return the distance of a copy to each of the references (SVG texts)."""
+    return [distance(copy, art(svg)) for svg in candidates]
