@@ -31,7 +31,7 @@ from genevolve.dataset.wording import gold_prompt
 from genevolve.judge.base import ImageJudge, JudgeJob
 from genevolve.judge.kscore import reach
 from genevolve.judge.pixels import PixelJudge
-from genevolve.judge.second import SecondJudge
+from genevolve.judge.second import SecondJudge, references_of
 from genevolve.judge.sufficiency import SufficiencyJudge
 from genevolve.records import Program, Reference, Request, Score, Split
 from genevolve.render.base import RenderJob
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             requests = requests[::step][: options.n]
         else:
             requests, gt_of = random_requests(world, options.n or 60, options.seed), _render_gt(world)
-        judge = SecondJudge(world) if options.judge == "second" else PixelJudge()
+        judge: ImageJudge = SecondJudge(references_of(world)) if options.judge == "second" else PixelJudge()
         result = calibrate(requests, world, gt_of, judge)
     report(result)
 

@@ -7,6 +7,6 @@ gradient-orientation and hue histograms (`likeness`), lettering is read glyph by
 picture is not looked at.
 """
 
-from genevolve.judge.second.judge import SecondJudge
+from genevolve.judge.second.judge import SecondJudge, references_of
 
-__all__ = ["SecondJudge"]
+__all__ = ["SecondJudge", "references_of"]

@@ -10,7 +10,7 @@ aesthetics          mean of four: sharp edges, range of tones, a free frame, sub
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -32,8 +32,15 @@ SAME = 0.9
 """Distance up to which a copy shows its nearest reference unaltered."""
 ALIKE = 2.0
 """Distance up to which it shows it altered; beyond, it shows something else."""
+MISSING = 9.0
+"""Distance of a copy that cannot be cut out: more than any two pictures are apart."""
 OVER = 6
 """Pixels a copy may reach over a middle line."""
+
+
+def references_of(world: World) -> Callable[[str], list[str]]:
+    """Return what SecondJudge asks of a world; the callable raises ToolError for an unknown entity."""
+    return lambda entity: [world.svg(i) for i in (entity, *world.entity(entity).lookalikes)]
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,10 @@ class Sighting:
 class SecondJudge:
     """An ImageJudge that knows the world's reference pictures. Make one per worker; `reasons` as the Protocol says."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, references: Callable[[str], Sequence[str]]) -> None:
+        """`references`: entity id -> SVG texts of its picture and of its look-alikes, its own first (`references_of`)."""
         self.reasons: list[str] = []
-        self._references = lru_cache(maxsize=4096)(lambda e: [world.svg(i) for i in (e, *world.entity(e).lookalikes)])
+        self._references = lru_cache(maxsize=4096)(references)
 
     def score(self, jobs: Sequence[JudgeJob]) -> list[Score | None]:
         """Return one Score per job; None, and a sentence in `reasons`, where the picture or the request cannot be read."""
@@ -108,17 +116,24 @@ class SecondJudge:
     def sight(self, picture: Picture, group: Group, entity: str) -> Sighting:
         """Return a group read as copies of an entity, or of that look-alike which it resembles more."""
         references = self._references(entity)
-        distances = [float("inf")] * len(references)
+        patches: dict[int, likeness.Patch | None] = {}
         boxes: dict[int, list[Box]] = {}
-        for i, svg in enumerate(references):
-            n = likeness.repeats(svg)
-            boxes.setdefault(n, copies(group, n))
-            patch = likeness.patch(picture, boxes[n][0], group.colour)
-            if patch is not None:
-                distances[i] = likeness.distance(patch, likeness.art(svg)).total
-        best = min(range(len(references)), key=distances.__getitem__)
-        rival = min(distances[1:], default=float("inf"))
-        return Sighting(tuple(boxes[likeness.repeats(references[best])]), min(distances[0], 9.0), rival)
+        for n in {likeness.repeats(svg) for svg in references}:
+            boxes[n] = copies(group, n)
+            patches[n] = likeness.patch(picture, boxes[n][0], group.colour)
+
+        def distance(svg: str, scales: Sequence[float]) -> float:
+            patch = patches[likeness.repeats(svg)]
+            return MISSING if patch is None else likeness.distance(patch, likeness.art(svg), scales)
+
+        rough = [distance(svg, likeness.TRIES[:1]) for svg in references[1:]]
+        own = distance(references[0], likeness.TRIES)
+        if not rough:
+            return Sighting(tuple(boxes[likeness.repeats(references[0])]), own, MISSING)
+        nearest = references[1 + rough.index(min(rough))]
+        rival = distance(nearest, likeness.TRIES)
+        shown = references[0] if own <= rival else nearest
+        return Sighting(tuple(boxes[likeness.repeats(shown)]), own, rival)
 
 
 def requirements(

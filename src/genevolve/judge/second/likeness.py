@@ -10,12 +10,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genevolve.judge.second.copies import Box, Picture, classes, components
+from genevolve.judge.second.copies import Box, Mask, Picture, classes, components, subject_pixels
 from genevolve.judge.second.frame import Rgb, to_lab
 from genevolve.render.style import PLATES, RIM_RGB
 from genevolve.scene import Colour
@@ -45,19 +45,10 @@ class Patch:
     behind: Rgb
     line: float
 
-
-@dataclass(frozen=True)
-class Distance:
-    """How unlike a copy is to a reference."""
-
-    mean: float
-    """over all cells"""
-    worst: float
-    """of the worst cell and its neighbours: one missing emblem shows here"""
-
-    @property
-    def total(self) -> float:
-        return self.mean + self.worst
+    @cached_property
+    def maps(self) -> Maps:
+        """Its descriptor."""
+        return describe(self.seen)
 
 
 def patch(picture: Picture, box: Box, colour: Colour | None) -> Patch | None:
@@ -67,18 +58,28 @@ def patch(picture: Picture, box: Box, colour: Colour | None) -> Patch | None:
     seen = picture.rgb[top:bottom, left:right]
     if colour is None:
         behind = picture.behind[top:bottom, left:right]
-        return Patch(np.where(picture.mask[top:bottom, left:right, None], seen, behind), behind, line)
-    behind = np.broadcast_to(np.array(PLATES[colour], dtype=np.uint8), seen.shape)
+        return Patch(_without_shadow(seen, behind, picture.mask[top:bottom, left:right]), behind, line)
     h, w = seen.shape[:2]
     y, x = np.mgrid[0:h, 0:w]
-    inside = np.hypot(2 * x + 1 - w, 2 * y + 1 - h) / max(h, w) < 0.9
-    seen = np.where(inside[:, :, None], seen, behind)
-    ink = np.linalg.norm(to_lab(seen) - to_lab(behind), axis=2) > 8
+    on_plate = np.hypot(2 * x + 1 - w, 2 * y + 1 - h) / max(h, w) < 0.9
+    behind = np.broadcast_to(np.array(PLATES[colour], dtype=np.uint8), seen.shape)
+    ink = subject_pixels(seen, behind) & on_plate
     ys, xs = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     if len(ys) < 6 or len(xs) < 6:
         return None
     part = (slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
-    return Patch(seen[part], behind[part], line)
+    return Patch(_without_shadow(seen[part], behind[part], ink[part]), behind[part], line)
+
+
+def _without_shadow(seen: Rgb, behind: Rgb, ink: Mask) -> Rgb:
+    """Return a copy with what is behind it where its ink does not reach; enclosed pixels may be art and stay."""
+    import cv2
+
+    count, labels = cv2.connectedComponents((~ink).astype(np.uint8), connectivity=4)
+    open_ = np.zeros(count, dtype=np.bool_)
+    open_[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
+    open_[0] = False  # label 0 is the ink
+    return np.where(open_[labels][:, :, None], behind, seen)
 
 
 @lru_cache(maxsize=1024)
@@ -126,15 +127,20 @@ def sticker(rgba: Rgba, behind: Rgb, line: float, scale: float) -> Rgb:
     return np.clip(out, 0, 255).round().astype(np.uint8)
 
 
-def distance(copy: Patch, rgba: Rgba) -> Distance:
-    """Return how unlike a copy is to a reference laid over it where it fits best."""
-    seen = describe(copy.seen)
+def distance(copy: Patch, rgba: Rgba, scales: Sequence[float] = TRIES) -> float:
+    """Return how unlike a copy is to a reference laid over it where it fits best, at the best of the scales.
+
+    Summed absolute differences of a cell's histograms, mean over the cells plus the worst 3 x 3 cells' mean: one missing
+    emblem shows in the latter. 0: alike; unlike things are 3 to 6 apart.
+    """
+    import cv2
+
     found = []
-    for scale in TRIES:
+    for scale in scales:
         expected = _shifted(sticker(rgba, copy.behind, copy.line, scale), copy.seen)
-        gap = np.abs(describe(expected) - seen).sum(axis=2)
-        found.append(Distance(float(gap.mean()), float(_blurred(gap).max())))
-    return min(found, key=lambda d: d.total)
+        gap = np.abs(describe(expected) - copy.maps).sum(axis=2)
+        found.append(float(gap.mean() + cv2.blur(gap, (3, 3)).max()))
+    return min(found)
 
 
 def _shifted(expected: Rgb, seen: Rgb) -> Rgb:
@@ -157,8 +163,9 @@ def describe(rgb: Rgb) -> Maps:
 
     small = np.asarray(cv2.resize(rgb, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.float32) / 255
     maps = np.concatenate([_directions(small), _hues(small)], axis=2)
-    cells = np.asarray(cv2.resize(_many_blurred(maps), (CELLS, CELLS), interpolation=cv2.INTER_AREA), dtype=np.float32)
-    return cells
+    cells = cv2.resize(maps, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+    # Cells share with their neighbours, so that a pixel of misfit counts little.
+    return np.asarray(cv2.GaussianBlur(cells, (0, 0), 0.7), dtype=np.float32)
 
 
 def _directions(rgb: NDArray[np.float32]) -> Maps:
@@ -187,24 +194,3 @@ def _soft(turn: NDArray[np.float32], weight: NDArray[np.float32], bins: int) -> 
     place = (turn % 1.0)[:, :, None] * bins
     gap = np.abs(place - np.arange(bins))
     return (np.clip(1 - np.minimum(gap, bins - gap), 0, 1) * weight[:, :, None]).astype(np.float32)
-
-
-def _blurred(plane: NDArray[np.float32]) -> NDArray[np.float32]:
-    import cv2
-
-    return np.asarray(cv2.blur(plane, (3, 3)), dtype=np.float32)
-
-
-def _many_blurred(maps: Maps) -> Maps:
-    """Return maps [H, W, N] blurred by half a cell, so that a pixel of misfit counts little."""
-    import cv2
-
-    step = 4  # OpenCV filters at most four channels at a time on every build
-    parts = [maps[:, :, i : i + step].copy() for i in range(0, maps.shape[2], step)]
-    blurred = [np.atleast_3d(cv2.GaussianBlur(p, (0, 0), SIDE / CELLS / 2)) for p in parts]
-    return np.concatenate(blurred, axis=2).astype(np.float32)
-
-
-def nearest(copy: Patch, candidates: Sequence[str]) -> list[Distance]:
-    """Return the distance of a copy to each of the references (SVG texts)."""
-    return [distance(copy, art(svg)) for svg in candidates]
