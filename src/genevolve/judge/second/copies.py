@@ -78,7 +78,7 @@ def read_picture(data: bytes) -> Picture:
     if not setting.known:
         return Picture(rgb, setting, rgb, banners, np.zeros(rgb.shape[:2], dtype=np.bool_), ())
     behind = empty(setting)
-    mask = subject_pixels(rgb, behind)
+    mask = filled(subject_pixels(rgb, behind))
     for place in banners:
         left, top, right, bottom = BANNER[place]
         mask[top - 4 : bottom + 8, left - 4 : right + 4] = False
@@ -94,6 +94,22 @@ def subject_pixels(rgb: Rgb, behind: Rgb) -> Mask:
     lab = to_lab(rgb)
     gaps = [np.linalg.norm(lab - to_lab(b), axis=2) for b in (behind, shaded)]
     return np.asarray(np.minimum(*gaps) > DIFFERENT, dtype=np.bool_)
+
+
+def filled(mask: Mask) -> Mask:
+    """Return a mask [H, W] with its holes: art in the backdrop's colour is no hole, its outline encloses it."""
+    return ~reaching_the_edge(~mask)
+
+
+def reaching_the_edge(mask: Mask) -> Mask:
+    """Return those 4-connected parts of a mask [H, W] that touch its edge."""
+    import cv2
+
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    keep = np.zeros(count, dtype=np.bool_)
+    keep[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
+    keep[0] = False  # label 0 is all that is not set
+    return np.asarray(keep[labels], dtype=np.bool_)
 
 
 def components(lab: Lab, mask: Mask) -> list[Unit]:

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from genevolve.judge.second.copies import Box, Mask, Picture, classes, components, subject_pixels
+from genevolve.judge.second.copies import Box, Mask, Picture, classes, components, reaching_the_edge, subject_pixels
 from genevolve.judge.second.frame import Rgb, to_lab
 from genevolve.render.style import PLATES, RIM_RGB
 from genevolve.scene import Colour
@@ -73,13 +73,7 @@ def patch(picture: Picture, box: Box, colour: Colour | None) -> Patch | None:
 
 def _without_shadow(seen: Rgb, behind: Rgb, ink: Mask) -> Rgb:
     """Return a copy with what is behind it where its ink does not reach; enclosed pixels may be art and stay."""
-    import cv2
-
-    count, labels = cv2.connectedComponents((~ink).astype(np.uint8), connectivity=4)
-    open_ = np.zeros(count, dtype=np.bool_)
-    open_[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = True
-    open_[0] = False  # label 0 is the ink
-    return np.where(open_[labels][:, :, None], behind, seen)
+    return np.where(reaching_the_edge(~ink)[:, :, None], behind, seen)
 
 
 @lru_cache(maxsize=1024)
@@ -192,5 +186,5 @@ def _hues(rgb: NDArray[np.float32]) -> Maps:
 def _soft(turn: NDArray[np.float32], weight: NDArray[np.float32], bins: int) -> Maps:
     """Return weights [H, W, bins] shared between the two nearest bins of a circle; `turn` in circles."""
     place = (turn % 1.0)[:, :, None] * bins
-    gap = np.abs(place - np.arange(bins))
+    gap = np.abs(place - np.arange(bins, dtype=np.float32))
     return (np.clip(1 - np.minimum(gap, bins - gap), 0, 1) * weight[:, :, None]).astype(np.float32)
