@@ -29,7 +29,7 @@ CELLS = 16
 """Cells a side."""
 DIRECTIONS = 9
 HUES = 6
-SPREAD = 1.48
+SPREAD = 1.2
 """How far the sticker's outline reaches beyond the art, in units of its line (the larger side / 48, at least 1.6)."""
 ART = 192
 """Longer side of a rasterised reference, in pixels."""
@@ -110,7 +110,7 @@ def sticker(rgba: Rgba, behind: Rgb, line: float, scale: float) -> Rgb:
     move = np.array([[fit, 0, (w - fit * rgba.shape[1]) / 2], [0, fit, (h - fit * rgba.shape[0]) / 2]])
     clear = rgba.astype(np.float32) / 255
     clear[:, :, :3] *= clear[:, :, 3:]
-    clear = np.asarray(cv2.GaussianBlur(clear, (0, 0), max(0.01, 0.4 / fit)), dtype=np.float32)  # against aliasing
+    clear = np.asarray(cv2.GaussianBlur(clear, (0, 0), max(0.01, 0.3 / fit)), dtype=np.float32)  # against aliasing
     move[:, 2] += 0.5 * fit - 0.5  # pixel centres
     laid = cv2.warpAffine(clear, move, (w, h), flags=cv2.INTER_LINEAR)
     reach = 2 * round(SPREAD * line) + 1
