@@ -28,9 +28,9 @@ from genevolve.scene import Position, Scene, Subject
 if TYPE_CHECKING:
     from genevolve.tools.world import World
 
-SAME = 1.45
+SAME = 1.35
 """Distance up to which a copy shows its nearest reference unaltered."""
-ALIKE = 3.0
+ALIKE = 4.0
 """Distance up to which it shows it altered; beyond, it shows something else."""
 MISSING = 9.0
 """Distance of a copy that cannot be cut out: more than any two pictures are apart."""

@@ -105,8 +105,7 @@ def sticker(rgba: Rgba, behind: Rgb, line: float, scale: float) -> Rgb:
     import cv2
 
     h, w = behind.shape[:2]
-    room = 2 * SPREAD * line
-    fit = scale * min(max(4.0, w - room) / rgba.shape[1], max(4.0, h - room) / rgba.shape[0])
+    fit = scale * _fit(rgba, behind, line)
     move = np.array([[fit, 0, (w - fit * rgba.shape[1]) / 2], [0, fit, (h - fit * rgba.shape[0]) / 2]])
     clear = rgba.astype(np.float32) / 255
     clear[:, :, :3] *= clear[:, :, 3:]
@@ -121,19 +120,35 @@ def sticker(rgba: Rgba, behind: Rgb, line: float, scale: float) -> Rgb:
     return np.clip(out, 0, 255).round().astype(np.uint8)
 
 
+def _fit(rgba: Rgba, behind: Rgb, line: float) -> float:
+    """Return the scale at which a reference, outline included, fills a patch."""
+    h, w = behind.shape[:2]
+    room = 2 * SPREAD * line
+    return min(max(4.0, w - room) / rgba.shape[1], max(4.0, h - room) / rgba.shape[0])
+
+
+def covered(rgba: Rgba, behind: Rgb, line: float) -> float:
+    """Return the share of a patch that the art of a reference covers."""
+    art_pixels = float(rgba[:, :, 3].sum()) / 255 * _fit(rgba, behind, line) ** 2
+    return min(1.0, art_pixels / (behind.shape[0] * behind.shape[1]))
+
+
 def distance(copy: Patch, rgba: Rgba, scales: Sequence[float] = TRIES) -> float:
     """Return how unlike a copy is to a reference laid over it where it fits best, at the best of the scales.
 
-    Summed absolute differences of a cell's histograms, mean over the cells plus the worst 3 x 3 cells' mean: one missing
-    emblem shows in the latter. 0: alike; unlike things are 3 to 6 apart.
+    Three parts: the summed absolute differences of a cell's histograms, mean over the cells; the same, mean over the worst
+    3 x 3 cells, where one missing emblem shows; the difference of the whole patch's hues per area of art, where another
+    tint shows that is thinly spread. 0: alike; unlike things are 3 to 7 apart.
     """
     import cv2
 
     found = []
     for scale in scales:
         expected = _shifted(sticker(rgba, copy.behind, copy.line, scale), copy.seen)
-        gap = np.abs(describe(expected) - copy.maps).sum(axis=2)
-        found.append(float(gap.mean() + cv2.blur(gap, (3, 3)).max()))
+        gap = describe(expected) - copy.maps
+        local = np.abs(gap).sum(axis=2)
+        tint = np.abs(gap[:, :, DIRECTIONS:].mean(axis=(0, 1))).sum() / max(0.1, covered(rgba, copy.behind, copy.line))
+        found.append(float(local.mean() + cv2.blur(local, (3, 3)).max() + tint))
     return min(found)
 
 
