@@ -96,7 +96,7 @@ def _font() -> list[tuple[str, Plane, float]]:
     for letter in ALPHABET:
         sheet = Image.new("L", (160, 160))
         ImageDraw.Draw(sheet).text((20, 20), letter, fill=255, font=font)
-        out.append((letter, *_normal(_tight(np.array(sheet, dtype=np.float32) / 255))))
+        out.append((letter, *_normal(_tight((np.array(sheet) / 255).astype(np.float32)))))
     return out
 
 

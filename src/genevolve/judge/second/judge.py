@@ -28,7 +28,7 @@ from genevolve.scene import Position, Scene, Subject
 if TYPE_CHECKING:
     from genevolve.tools.world import World
 
-SAME = 1.35
+SAME = 1.25
 """Distance up to which a copy shows its nearest reference unaltered."""
 ALIKE = 4.0
 """Distance up to which it shows it altered; beyond, it shows something else."""

@@ -30,10 +30,12 @@ CELLS = 16
 DIRECTIONS = 9
 HUES = 6
 SPREAD = 1.2
-"""How far the sticker's outline reaches beyond the art, in units of its line (the larger side / 48, at least 1.6)."""
+"""How far a sticker's edge lies beyond its art, in units of its line (the larger side / 48, at least 1.6)."""
+OUTLINE = 1.15
+"""How far its outline is more white than clear, in the same units; the rest is a soft edge."""
 ART = 192
 """Longer side of a rasterised reference, in pixels."""
-TRIES = (1.0, 0.96, 1.04)
+TRIES = (1.0, 0.97, 1.03)
 """Scales that are tried: the edge of a sticker is found to a pixel or two."""
 
 
@@ -112,9 +114,8 @@ def sticker(rgba: Rgba, behind: Rgb, line: float, scale: float) -> Rgb:
     clear = np.asarray(cv2.GaussianBlur(clear, (0, 0), max(0.01, 0.3 / fit)), dtype=np.float32)  # against aliasing
     move[:, 2] += 0.5 * fit - 0.5  # pixel centres
     laid = cv2.warpAffine(clear, move, (w, h), flags=cv2.INTER_LINEAR)
-    reach = 2 * round(SPREAD * line) + 1
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
-    edge = np.clip(cv2.GaussianBlur(cv2.dilate(laid[:, :, 3], disc), (0, 0), 0.6), 0, 1)[:, :, None]
+    gap = cv2.distanceTransform((laid[:, :, 3] < 0.5).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    edge = np.clip(OUTLINE * line + 0.5 - gap, 0, 1)[:, :, None]
     out = behind.astype(np.float32) * (1 - edge) + np.array(RIM_RGB, dtype=np.float32) * edge
     out = out * (1 - laid[:, :, 3:]) + 255 * laid[:, :, :3]
     return np.clip(out, 0, 255).round().astype(np.uint8)
@@ -147,7 +148,9 @@ def distance(copy: Patch, rgba: Rgba, scales: Sequence[float] = TRIES) -> float:
         expected = _shifted(sticker(rgba, copy.behind, copy.line, scale), copy.seen)
         gap = describe(expected) - copy.maps
         local = np.abs(gap).sum(axis=2)
-        tint = np.abs(gap[:, :, DIRECTIONS:].mean(axis=(0, 1))).sum() / max(0.1, covered(rgba, copy.behind, copy.line))
+        tint = np.abs(gap[:, :, DIRECTIONS:-2].mean(axis=(0, 1))).sum() / max(
+            0.1, covered(rgba, copy.behind, copy.line)
+        )
         found.append(float(local.mean() + cv2.blur(local, (3, 3)).max() + tint))
     return min(found)
 
@@ -170,7 +173,7 @@ def describe(rgb: Rgb) -> Maps:
     """Return the descriptor of a patch [CELLS, CELLS, DIRECTIONS + HUES + 2], every map a mean over its cell."""
     import cv2
 
-    small = np.asarray(cv2.resize(rgb, (SIDE, SIDE), interpolation=cv2.INTER_AREA), dtype=np.float32) / 255
+    small = (cv2.resize(rgb, (SIDE, SIDE), interpolation=cv2.INTER_AREA) / 255).astype(np.float32)
     maps = np.concatenate([_directions(small), _hues(small)], axis=2)
     cells = cv2.resize(maps, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
     # Cells share with their neighbours, so that a pixel of misfit counts little.
@@ -185,7 +188,7 @@ def _directions(rgb: NDArray[np.float32]) -> Maps:
     strength = np.hypot(gx, gy)
     top = strength.argmax(axis=2)[:, :, None]
     gx, gy, strength = (np.take_along_axis(v, top, axis=2)[:, :, 0] for v in (gx, gy, strength))
-    return _soft(np.arctan2(gy, gx) / np.pi, strength, DIRECTIONS) * 4
+    return _soft(np.arctan2(gy, gx) / np.pi, 4 * strength, DIRECTIONS)
 
 
 def _hues(rgb: NDArray[np.float32]) -> Maps:
@@ -198,8 +201,8 @@ def _hues(rgb: NDArray[np.float32]) -> Maps:
     return np.concatenate([_soft(hsv[:, :, 0] / 360, colour, HUES), grey], axis=2).astype(np.float32)
 
 
-def _soft(turn: NDArray[np.float32], weight: NDArray[np.float32], bins: int) -> Maps:
+def _soft(turn: NDArray[np.floating], weight: NDArray[np.floating], bins: int) -> Maps:
     """Return weights [H, W, bins] shared between the two nearest bins of a circle; `turn` in circles."""
-    place = (turn % 1.0)[:, :, None] * bins
+    place = (turn % 1.0).astype(np.float32)[:, :, None] * bins
     gap = np.abs(place - np.arange(bins, dtype=np.float32))
     return (np.clip(1 - np.minimum(gap, bins - gap), 0, 1) * weight[:, :, None]).astype(np.float32)
