@@ -16,6 +16,7 @@ from flows.evaluate_policy import evaluate_policy
 from flows.plain import flow, task
 from flows.stages import run_stage
 from genevolve.errors import SettingsError
+from genevolve.files import write_whole
 from genevolve.ledger import Ledger
 from genevolve.profiles import load
 from genevolve.settings import Settings
@@ -134,8 +135,7 @@ def publish(
         "report": str(workspace.bench(cycle) / "report.html"),
         "numbers": str(workspace.latest),
     }
-    workspace.latest.parent.mkdir(parents=True, exist_ok=True)
-    workspace.latest.write_text(json.dumps(numbers, indent=1) + "\n")
+    write_whole(workspace.latest, json.dumps(numbers, indent=1) + "\n")
     track.log_metrics(numbers)
     return numbers
 

@@ -38,8 +38,14 @@ for variable in (
     "GENEVOLVE_PROFILE",
     "GENEVOLVE_MLFLOW_RUN",
     "GENEVOLVE_DEBUG",
+    "GENEVOLVE_COMMAND",
+    "GENEVOLVE_SERPER_RATE",
+    "GENEVOLVE_SERPER_URL",
+    "GENEVOLVE_SERPER_USD",
+    "GENEVOLVE_WEB",
     "MLFLOW_TRACKING_URI",
     "MLFLOW_RUN_ID",
+    "SERPER_API_KEY",
 ):
     os.environ.pop(variable, None)
 

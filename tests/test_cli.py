@@ -28,7 +28,7 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         if best < 0.5:
             break
     assert done.returncode == 0
-    for command in ("evolve", "generate", "bench", "doctor", "pretrain-base", "world", "stage", "promote"):
+    for command in ("evolve", "ablate", "generate", "bench", "doctor", "pretrain-base", "world", "stage", "promote"):
         assert command in done.stdout
     assert best < 0.5
 
@@ -43,12 +43,15 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         (("stage", "juggle", "--cycle", "c001"), "there is no stage 'juggle'"),
         (("stage", "evolve", "--cycle", "c000"), "c000 is a cold start"),
         (("doctor", "--profile", "nope"), "nope"),
+        (("ablate", "--arms", "full,nope"), "there is no arm 'nope'; there are untuned, sft, sft+grpo, full"),
+        (("ablate", "--report-only", "--out", "empty"), "There is no result in empty"),
+        (("ablate", "--arms", "full"), "There is no dataset at data"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_code_that_is_not_0(
     arguments: tuple[str, ...], says: str, tmp_path: Path, project: Path
 ) -> None:
-    for name in ("params.yaml", "cycles.yaml"):
+    for name in ("params.yaml", "cycles.yaml", "ablation.yaml"):
         (tmp_path / name).write_text((project / name).read_text())
     done = genevolve(*arguments, cwd=tmp_path)
     assert done.returncode != 0
@@ -61,6 +64,18 @@ def test_a_folder_without_params_is_one_sentence_and_2(tmp_path: Path) -> None:
     done = genevolve("evolve", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("genevolve: params.yaml is missing here")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device", "data/x"),
+        RuntimeError("(sqlite3.OperationalError) database or disk is full [SQL: UPDATE runs"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_sentence_whoever_found_out(error: Exception) -> None:
+    assert sentence(error) == "the disk is full; make room, and the same command goes on from here"
 
 
 def test_debug_shows_the_trace(tmp_path: Path) -> None:

@@ -94,6 +94,17 @@ def test_a_stage_that_failed_or_was_killed_says_so(track: MlflowTracker, client:
     assert sorted(r.info.status for r in runs(client, "tags.stage = 'bench@c008'")) == ["FINISHED", "KILLED"]
 
 
+def test_an_error_is_not_hidden_by_a_run_that_cannot_be_closed(
+    track: MlflowTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("database or disk is full")
+
+    monkeypatch.setattr(track._mlflow, "end_run", full)
+    with pytest.raises(OSError, match="No space"), track.stage("evolve@c001", {}):
+        raise OSError(28, "No space left on device")
+
+
 def test_a_trajectory_becomes_a_trace_with_a_span_per_turn_and_call(track: MlflowTracker, client: Any) -> None:
     import mlflow
 
@@ -169,3 +180,13 @@ def test_tracking_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_numbers_are_the_finite_ones_flattened() -> None:
     values = {"a": {"b": 1, "c": "x"}, "d": True, "e": float("inf"), "f": [1], "g": None}
     assert numbers(values) == {"a.b": 1.0, "d": 1.0}
+
+
+def test_an_ablations_arms_are_nested_in_it_hold_their_stages_and_go_on(track: MlflowTracker, client: Any) -> None:
+    for _ in range(2):
+        with track.cycle("ablation/tiny", {}), track.arm("sft+grpo-s1", {"arm": "sft+grpo"}), track.stage("evolve", {}):
+            pass
+    (whole,) = runs(client, "tags.cycle = 'ablation/tiny'")
+    (arm,) = runs(client, f"tags.mlflow.parentRunId = '{whole.info.run_id}'")
+    assert (arm.info.run_name, arm.info.status, arm.data.params["arm"]) == ("sft+grpo-s1", "FINISHED", "sft+grpo")
+    assert len(runs(client, f"tags.mlflow.parentRunId = '{arm.info.run_id}'")) == 2

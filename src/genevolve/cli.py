@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
 import traceback
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +37,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False,
 ) -> None:
+    os.environ.setdefault("GENEVOLVE_COMMAND", uuid.uuid4().hex)  # the account of this command and all that it starts
     if debug:
         os.environ["GENEVOLVE_DEBUG"] = "1"
 
@@ -59,6 +63,44 @@ def evolve(
     from flows.evolution_cycle import evolution_cycle, table
 
     typer.echo(table(evolution_cycle(profile, seed, set_, parent or None, dvc)))
+
+
+@app.command()
+def ablate(
+    seeds: Annotated[int | None, typer.Option(help="How many seeds (default: what each arm's entry says).")] = None,
+    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 1,
+    arms: Annotated[str | None, typer.Option(help="Names from ablation.yaml, a,b,c; or 'core'. Default: all.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Two arms, one seed, a part of the bench: a look.")] = False,
+    profile: Profile = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the result files (default: docs/results/ablation).")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs side by side, a core each; results do not depend on it.")] = 2,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Rebuild the report from the result files.")
+    ] = False,
+    publish: Annotated[bool, typer.Option("--publish", help="Also write the summary beside --out: OUT.json.")] = False,
+    dataset: Annotated[
+        Path | None, typer.Option(help="A GenEvolve-Data folder (default: data, or the profile's own).")
+    ] = None,
+) -> None:
+    """Measure what each part of the method adds: arms by seeds, paired, with intervals; what is there is not run again."""
+    from genevolve.ablation.command import ablate as command
+
+    typer.echo(
+        command(
+            profile=profile,
+            seeds=seeds,
+            first_seed=first_seed,
+            arms=arms,
+            quick=quick,
+            out=out,
+            jobs=jobs,
+            report_only=report_only,
+            publish=publish,
+            dataset=dataset,
+        )
+    )
 
 
 @app.command()
@@ -199,6 +241,8 @@ def sentence(error: Exception) -> str:
     text = " ".join(str(error).split())
     if type(error).__module__.startswith("genevolve"):
         return text
+    if getattr(error, "errno", None) == errno.ENOSPC or re.search("disk is full|No space left on device", text):
+        return "the disk is full; make room, and the same command goes on from here"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"

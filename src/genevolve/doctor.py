@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from genevolve.errors import GenEvolveError
+from genevolve.errors import GenEvolveError, SettingsError
 from genevolve.profiles import load
+from genevolve.settings import Settings
 
 NEEDED_GB = 3.0
 """Free disk a cycle of the embedded profile may take: stage folders, DVC's cache of them, MLflow's artifacts."""
@@ -106,6 +107,22 @@ def _profile(profile: str | None) -> Iterator[Finding]:
         found = any(base.glob("*.safetensors"))
         blocks = "the cold start: `genevolve pretrain-base` makes one"
         yield Finding("base policy", found, str(base), blocks)
+    yield _search_service(settings)
+
+
+def _search_service(settings: Settings) -> Finding:
+    """Say whether the search service is set up; of the key no more than that it is there."""
+    from genevolve.tools.serper import KEY, Service
+
+    users = [name for name in ("search", "image_search") if getattr(settings.world, name) == "serper"]
+    needed = f"needed by world.{' and world.'.join(users)}" if users else "not needed by this profile"
+    try:
+        service = Service.from_environment()
+    except SettingsError as e:
+        said = f"{str(e).partition(': ')[0]}; {needed}"
+        return Finding("search service", not users, said, f"{' and '.join(users)}: export {KEY}=...")
+    budget = f", budget ${settings.world.budget_usd:g} a command at ${service.usd:g} a call" if users else ""
+    return Finding("search service", True, f"{KEY} is set, {service.url}; {needed}{budget}")
 
 
 def _assets() -> Iterator[Finding]:

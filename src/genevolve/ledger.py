@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genevolve.errors import SettingsError
+from genevolve.files import write_whole
 from genevolve.profiles import load, read_yaml
 from genevolve.settings import Settings
 
@@ -61,13 +62,10 @@ class Ledger(BaseModel):
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         values = self.model_dump(mode="json")
         for entry in values["cold_starts"].values():
             del entry["parent"]
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(HEADER + yaml.safe_dump(values, sort_keys=False, width=120), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, HEADER + yaml.safe_dump(values, sort_keys=False, width=120))
 
     def entry(self, name: str) -> Entry:
         found = self.cycles.get(name) or self.cold_starts.get(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from genevolve.errors import GenEvolveError
+from genevolve.files import write_whole
 from genevolve.scene import Scene
 
 EvalType = Literal["knowledge_anchored", "quality_anchored"]
@@ -210,17 +210,14 @@ def dump(record: BaseModel) -> str:
 
 
 def write_jsonl(path: str | Path, records: Iterable[BaseModel]) -> int:
-    """Write records whole or not at all (temporary file, then rename); return how many."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write records whole or not at all; return how many."""
     count = 0
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            for record in records:
-                stream.write(dump(record) + "\n")
-                count += 1
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def lines() -> Iterator[str]:
+        nonlocal count
+        for record in records:
+            yield dump(record) + "\n"
+            count += 1
+
+    write_whole(path, lines())
     return count

@@ -16,6 +16,15 @@ from genevolve.training.distill_config import DistillConfig
 DERIVED = {"steps": ("cycle", "steps"), "temperature": ("sampling", "temperature"), "seed": ("seeds", "run_seed")}
 """Fields of DistillConfig that have their place in another section: field -> (section, field)."""
 
+SWITCHES = {
+    "sampling": ("guide_to_student", "removed_tools"),
+    "experience": ("guides",),
+    "distill": ("grpo_weight", "teacher"),
+    "bench": ("requests",),
+}
+"""Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no fingerprint, so that a
+ledger written before there was such a switch still names the same runs."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -89,6 +98,14 @@ class Sampling(Section):
     """Trajectories decoded together."""
     workers: int = Field(ge=1)
     """Processes that decode, render and judge; each runs one torch thread. [ours]"""
+    guide_to_student: bool = False
+    """Training rollouts are sampled with the guide that the memory of earlier rounds has for their request, in the
+    student's system prompt (an arm of the ablation; validation and bench never). Such a row's teacher prompt would equal
+    the student's, log pE - log pS would be 0 on every token and there is nothing to distil: those rows teach by reward
+    alone. Requests the memory had nothing for are sampled plain, and taught by this round's guide as ever."""
+    removed_tools: tuple[Literal["search", "image_search", "query_knowledge"], ...] = ()
+    """Tools taken from the agent in rollouts and bench: not named in the embedded system prompt; a call of one is
+    answered by a sentence and counts as any other (arms of the ablation)."""
 
 
 class Render(Section):
@@ -131,6 +148,9 @@ class Experience(Section):
     """Who turns a pair into a bundle."""
     embedder: Literal["minilm", "qwen3"]
     """Which sentence embedder keys the memory."""
+    guides: Literal["nearest", "shuffled"] = "nearest"
+    """Which bundle guides a request's teacher: the nearest above the gate [P], or, as a placebo, one that belongs to
+    another request and says something else (an arm of the ablation)."""
 
 
 class ColdStart(Section):
@@ -157,6 +177,8 @@ class Bench(Section):
     """Paired bootstrap resamples. [ours]"""
     gate_margin: float = Field(ge=-1, le=1)
     """A policy is promoted when the lower end of the gate half's 95% interval exceeds this. [ours]: 0"""
+    requests: int | None = Field(default=None, ge=2)
+    """Play only so many, spread evenly over the bench (a quick look); null: all of them."""
 
 
 class Cycle(Section):
@@ -224,9 +246,14 @@ class Settings(Section):
         return self
 
     def section_values(self, *names: str) -> dict[str, Any]:
-        """Return the named sections as plain values, for a ledger entry or a fingerprint."""
-        drop = {"distill": set(DERIVED)}
-        return {name: getattr(self, name).model_dump(mode="json", exclude=drop.get(name)) for name in names}
+        """Return the named sections as plain values, for a ledger entry or a fingerprint; switches only where they are set."""
+        return {name: getattr(self, name).model_dump(mode="json", exclude=self._left_out(name)) for name in names}
+
+    def _left_out(self, name: str) -> set[str]:
+        section = getattr(self, name)
+        fields = type(section).model_fields
+        idle = {f for f in SWITCHES.get(name, ()) if getattr(section, f) == fields[f].default}
+        return idle | (set(DERIVED) if name == "distill" else set())
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of sha256 over all values."""

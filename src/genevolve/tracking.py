@@ -9,7 +9,7 @@ import fcntl
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ class Tracker(Protocol):
     """What stages and flows may tell. MlflowTracker remembers it; NullTracker does not."""
 
     def cycle(self, name: str, params: Mapping[str, Any]) -> Any: ...
+    def arm(self, name: str, params: Mapping[str, Any]) -> Any: ...
     def stage(self, name: str, params: Mapping[str, Any]) -> Any: ...
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
     def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
@@ -70,10 +71,11 @@ def _mlflow(uri: str) -> Any:
 
     import mlflow
 
-    for name in ("alembic", "mlflow.store.db.utils"):  # the migrations' diary is for nobody here
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # the migrations' diary is for nobody here
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
+    # It writes a page of traces for every error that it also raises; what is raised is told by whoever catches it.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow
 
 
@@ -106,12 +108,30 @@ class MlflowTracker:
     @contextmanager
     def cycle(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
         """One run a cycle; the same again when the cycle goes on after a crash. Stages below find it, in any process."""
-        found = self._runs(f"tags.cycle = '{name}' and tags.kind = 'cycle'")
+        with self._lasting(name, params, "cycle", None):
+            yield
+
+    @contextmanager
+    def arm(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
+        """One run an arm and seed of an ablation, nested in the ablation's run, which `cycle` opened in any process; the
+        same again when it goes on. Stages below are nested in it."""
+        with self._lasting(name, params, "arm", os.environ.get(PARENT_VARIABLE)):
+            yield
+
+    @contextmanager
+    def _lasting(self, name: str, params: Mapping[str, Any], kind: str, parent: str | None) -> Iterator[None]:
+        where = f"tags.cycle = '{name}' and tags.kind = '{kind}'"
+        found = self._runs(where + (f" and tags.mlflow.parentRunId = '{parent}'" if parent else ""))
         run_id = found[0].info.run_id if found else None
-        tags = {"cycle": name, "kind": "cycle"}
+        tags = {"cycle": name, "kind": kind}
         before = os.environ.get(PARENT_VARIABLE)
-        with self._mlflow.start_run(
-            run_id=run_id, experiment_id=None if run_id else self._experiment, run_name=name, tags=tags
+        with self._open(
+            run_id=run_id,
+            experiment_id=None if run_id else self._experiment,
+            run_name=name,
+            nested=parent is not None,
+            parent_run_id=None if run_id else parent,
+            tags=tags,
         ) as run:
             if run_id is None:
                 self._log_params(params)
@@ -128,7 +148,7 @@ class MlflowTracker:
         where = f"tags.stage = '{name}' and attributes.status = 'RUNNING'"
         for stale in self._runs(where + (f" and tags.mlflow.parentRunId = '{parent}'" if parent else "")):
             self._client.set_terminated(stale.info.run_id, "KILLED")
-        with self._mlflow.start_run(
+        with self._open(
             experiment_id=self._experiment,
             run_name=name,
             nested=parent is not None,
@@ -140,6 +160,18 @@ class MlflowTracker:
                 yield
             finally:
                 self._mlflow.flush_trace_async_logging()
+
+    @contextmanager
+    def _open(self, **how: Any) -> Iterator[Any]:
+        """A run that says in MLflow how it ended. Where that fails too, as on a full disk, the first error is raised."""
+        run = self._mlflow.start_run(**how)
+        try:
+            yield run
+        except BaseException:
+            with suppress(Exception):
+                self._mlflow.end_run("FAILED")
+            raise
+        self._mlflow.end_run()
 
     def _runs(self, where: str) -> list[Any]:
         return list(self._client.search_runs([self._experiment], filter_string=where, order_by=["start_time DESC"]))
@@ -293,7 +325,7 @@ class NullTracker:
     def cycle(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
         yield
 
-    stage = cycle
+    arm = stage = cycle
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
     def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None: ...

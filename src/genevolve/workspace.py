@@ -60,10 +60,15 @@ class Workspace:
         return self.reports / "latest.json"
 
 
-def folder_digest(folder: Path, pattern: str = "*") -> str:
-    """Return sha256 (hex) over the relative paths and bytes of the files below a folder, in sorted order, without caches."""
+def folder_digest(folder: Path, pattern: str = "*", without: frozenset[str] = frozenset()) -> str:
+    """Return sha256 (hex) over the relative paths and bytes of the files below a folder, in sorted order, without caches.
+
+    `without` names entries of the folder itself that are left out.
+    """
     total = hashlib.sha256()
     for path in sorted(p for p in folder.rglob(pattern) if p.is_file() and "__pycache__" not in p.parts):
+        if path.relative_to(folder).parts[0] in without:
+            continue
         total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())

@@ -15,9 +15,9 @@ from genevolve.agent.protocol import Answer, Call, parse_turn
 from genevolve.scene import SKILLS
 from genevolve.training import drills
 from genevolve.training.drills import examples, lookup_drill, trajectory
-from genevolve.training.lore import Lore, read_lore
-from genevolve.training.pretrain import PretrainConfig, batches, encode, new_model, train
-from genevolve.training.tokenizer import IMG_TOKENS, train_tokenizer
+from genevolve.training.lore import Lore, read_lore, splice
+from genevolve.training.pretrain import PretrainConfig, batches, encode, new_model, optimisers, train, weighted_loss
+from genevolve.training.tokenizer import IMG_TOKENS, letter_tokens, train_tokenizer
 
 LORE = Lore(
     titles=("steel guitar", "wood engraving", "tidal marsh", "copper kettle", "night train", "paper mill"),
@@ -74,6 +74,21 @@ def test_the_wired_start_copies_before_any_training() -> None:
     assert (said == ids[:, 1:]).float().mean() > 0.6
 
 
+def test_the_wired_start_tells_lines_apart_that_end_in_the_same_two_words() -> None:
+    """Five lines "a b c d"; only a and b differ. Asked again for one of them, its own d comes first among the five."""
+    model = new_model(PretrainConfig(vocab_size=1024)).eval()
+    rng, right = torch.Generator().manual_seed(0), 0
+    for case in range(20):
+        lines = torch.randint(0, 1024, (5, 5), generator=rng)
+        lines[:, 2:4] = lines[0, 2:4]
+        asked = lines[case % 5]
+        filler = torch.randint(0, 1024, (60,), generator=rng)
+        with torch.no_grad():
+            logits = model(input_ids=torch.cat([filler, lines.reshape(-1), filler, asked[:4]])[None]).logits[0, -1]
+        right += int(logits[lines[:, 4]].argmax()) == case % 5
+    assert right >= 16
+
+
 def test_every_turn_of_a_practice_trajectory_is_a_valid_turn_and_the_guide_is_obeyed() -> None:
     guided = 0
     for i in range(150):
@@ -106,10 +121,23 @@ def test_lore_names_no_entity() -> None:
         assert name not in text
 
 
+SMALL = PretrainConfig(vocab_size=1024, hidden_size=208, kv_heads=2, layers=2)
+
+
+def test_spliced_names_use_every_token_and_no_forbidden_name(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    known = letter_tokens(tokenizer)
+    assert {" the", "ing"} <= set(known)
+    assert all(t.strip().isalpha() for t in known)
+    lore = replace(LORE, tokens=(" lemon", " gi", "raffe"), forbidden=frozenset({"lemon", "giraffe"}))
+    names = {splice(Random(i), lore) for i in range(200)}
+    assert "gi" in names
+    assert {"lemonraffe", "giraffe", "lemon"} & names == {"lemonraffe"}
+
+
 def test_training_lowers_the_loss_and_saves_a_loadable_base(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from transformers import AutoModelForCausalLM
 
-    cfg = PretrainConfig(vocab_size=1024, hidden_size=208, layers=2, tokens=30_000, batch_tokens=1500, threads=1)
+    cfg = replace(SMALL, tokens=30_000, batch_tokens=1500, workers=1)
     rows: list[dict[str, float]] = []
     source, rng = examples(Random(9), LORE), Random(9)
     ids, weights = next(batches(tokenizer, source, 1500, rng))
@@ -128,6 +156,22 @@ def test_training_lowers_the_loss_and_saves_a_loadable_base(tokenizer, tmp_path:
     assert json.loads((tmp_path / "pretrain.json").read_text())["config"]["seed"] == cfg.seed
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.config.vocab_size == 1024
+
+
+def test_two_workers_make_the_step_of_one_over_both_their_batches(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    cfg = replace(SMALL, tokens=1, batch_tokens=2000, workers=2)  # over after one step
+    together = train(cfg, tokenizer, LORE, tmp_path, lambda row: None)
+
+    alone = new_model(cfg)
+    for rank in range(2):
+        rng, draw = Random(cfg.seed + rank), torch.Generator().manual_seed(cfg.seed + rank)
+        ids, weights = next(batches(tokenizer, examples(rng, LORE), 1000, rng))
+        (weighted_loss(alone, ids, weights, 0.2, draw) / 2).backward()
+    torch.nn.utils.clip_grad_norm_(alone.parameters(), 1.0)
+    for opt in optimisers(alone, cfg.lr_matrix * 0.01, cfg.lr_other * 0.01):
+        opt.step()
+    for a, b in zip(together.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_examples_are_a_function_of_the_seed(tokenizer) -> None:  # type: ignore[no-untyped-def]

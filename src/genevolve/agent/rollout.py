@@ -26,7 +26,8 @@ def rollouts(
     """Return k trajectories per request, grouped by request in the given order.
 
     `system` is the text of a prompt file, marker included; `guides` (request id -> text) are put into it for the requests
-    that have one: never in training or bench rollouts, where the student stands alone. `on_done` is told of each
+    that have one: never in bench rollouts, and in training ones only under `sampling.guide_to_student`; else the student
+    stands alone. `on_done` is told of each
     trajectory as it ends, for progress and for resuming.
     """
     played: list[tuple[Request, int, Session]] = []

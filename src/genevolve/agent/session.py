@@ -13,6 +13,7 @@ from typing import Any
 from genevolve.agent.format import TAGS, escape, image_observation, search_observation, text_observation
 from genevolve.agent.protocol import TOOLS_CLOSED, Answer, Call, FormatError, parse_turn
 from genevolve.agent.rules import RuleError, build_program
+from genevolve.errors import GenEvolveError
 from genevolve.records import Message, Program, Termination, ToolCall
 from genevolve.scene import SKILLS
 from genevolve.tools.base import ImageSearch, Knowledge, Search, ToolError
@@ -120,7 +121,8 @@ class Session:
         return None
 
     def _use(self, call: Call) -> str:
-        """Run one call, record it and return its observation. A tool that raises is an observation, not a crash."""
+        """Run one call, record it and return its observation. A tool that raises is an observation, not a crash;
+        only an error that is meant for the user ends the command."""
         run: Callable[[Call], tuple[str, Result]] = {
             "search": self._search,
             "image_search": self._image_search,
@@ -133,6 +135,8 @@ class Session:
             ok = True
         except _Refused as e:
             observation = text_observation(str(e))
+        except GenEvolveError:  # no money left, or a key that is refused: the user mends it, a policy cannot
+            raise
         except ToolError as e:
             observation = text_observation(f"{call.name} failed: {str(e)[:200]}")
         except Exception as e:  # the message may hold keys and paths; its type does not

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from genevolve.bench.page import render_page
 from genevolve.bench.score import DIMENSIONS, BenchRow, overall_values, summarise_scores
 from genevolve.bench.stats import Paired, paired_bootstrap
+from genevolve.files import write_whole
 from genevolve.records import Score
 
 
@@ -157,10 +157,4 @@ def _cell(text: str) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n", errors="replace")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_whole(path, text.encode("utf-8", "replace"))

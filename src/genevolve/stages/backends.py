@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +16,23 @@ if TYPE_CHECKING:
     from genevolve.judge.base import ImageJudge, ProgramJudge
     from genevolve.render.base import Renderer
     from genevolve.settings import Settings
+    from genevolve.tools.base import ImageSearch, Search
+    from genevolve.tools.fetch import Fetcher
+    from genevolve.tools.serper import Serper
     from genevolve.tools.world import World
 
 WORLD = "world"
 """Where the dataset folder keeps the embedded world."""
+STORE_VARIABLE, STORE = "GENEVOLVE_WEB", ".cache/web"
+"""Where paid answers (calls.sqlite) and pictures from the web (images/) lie: beside the stages, for all of them."""
+COMMAND_VARIABLE = "GENEVOLVE_COMMAND"
+"""Names the command on whose account calls are paid; its child processes inherit it."""
 
 
 def _missing(what: str, name: str) -> SettingsError:
     return SettingsError(
-        f"The {what} '{name}' is not built yet: this version runs the embedded backends (--profile embedded or tiny)."
+        f"The {what} '{name}' is not built yet: this version runs the embedded backends (--profile embedded or tiny), "
+        "and 'serper' for search and image search."
     )
 
 
@@ -30,8 +40,6 @@ def check(settings: Settings) -> None:
     """Raise SettingsError, one sentence, for a backend that this version does not have, before any process starts."""
     wanted = {
         "policy": (settings.policy.backend, "local"),
-        "search": (settings.world.search, "embedded"),
-        "image search": (settings.world.image_search, "embedded"),
         "generator": (settings.render.backend, "compositor"),
         "image judge": (settings.judge.image, "pixels"),
         "program judge": (settings.judge.program, "constraints"),
@@ -41,6 +49,43 @@ def check(settings: Settings) -> None:
     for what, (name, built) in wanted.items():
         if name != built:
             raise _missing(what, name)
+    if uses_web(settings):
+        from genevolve.tools.serper import Service
+
+        Service.from_environment()
+        command()
+
+
+def uses_web(settings: Settings) -> bool:
+    """Return whether a profile asks a search service."""
+    return "serper" in (settings.world.search, settings.world.image_search)
+
+
+def command() -> str:
+    """Return the name of this command's account, one for a process and all that it starts from now on."""
+    return os.environ.setdefault(COMMAND_VARIABLE, uuid.uuid4().hex)
+
+
+def store() -> Path:
+    """Return the folder of paid answers and downloaded pictures."""
+    return Path(os.environ.get(STORE_VARIABLE) or STORE)
+
+
+@cache
+def serper(budget: float, folder: Path) -> Serper:
+    """Return the search service of the environment, one for all threads of a process."""
+    from genevolve.tools.cache import CallCache
+    from genevolve.tools.serper import Serper, Service
+
+    return Serper(Service.from_environment(), CallCache(folder / "calls.sqlite"), budget=budget, account=command())
+
+
+@cache
+def fetcher() -> Fetcher:
+    """Return what downloads pictures."""
+    from genevolve.tools.fetch import Fetcher
+
+    return Fetcher()
 
 
 @cache
@@ -52,12 +97,38 @@ def world(dataset: Path) -> World:
 
 
 def make_tools(settings: Settings, dataset: Path) -> Tools:
-    """Return the three tools of a profile."""
+    """Return the three tools of a profile; a removed one refuses every call."""
     from genevolve.agent.session import Tools
-    from genevolve.tools.embedded import EmbeddedImageSearch, EmbeddedSearch, SkillTexts
+    from genevolve.tools.embedded import SkillTexts
+    from genevolve.tools.removed import Removed
 
-    here = world(dataset)
-    return Tools(EmbeddedSearch(here), EmbeddedImageSearch(here), SkillTexts(), settings.world.top_k)
+    gone = settings.sampling.removed_tools
+    return Tools(
+        Removed() if "search" in gone else _search(settings, dataset),
+        Removed() if "image_search" in gone else _image_search(settings, dataset),
+        Removed() if "query_knowledge" in gone else SkillTexts(),
+        settings.world.top_k,
+    )
+
+
+def _search(settings: Settings, dataset: Path) -> Search:
+    if settings.world.search == "serper":
+        from genevolve.tools.serper import SerperSearch
+
+        return SerperSearch(serper(settings.world.budget_usd, store()))
+    from genevolve.tools.embedded import EmbeddedSearch
+
+    return EmbeddedSearch(world(dataset))
+
+
+def _image_search(settings: Settings, dataset: Path) -> ImageSearch:
+    if settings.world.image_search == "serper":
+        from genevolve.tools.serper import SerperImageSearch
+
+        return SerperImageSearch(serper(settings.world.budget_usd, store()), fetcher(), store() / "images")
+    from genevolve.tools.embedded import EmbeddedImageSearch
+
+    return EmbeddedImageSearch(world(dataset))
 
 
 def make_renderer(settings: Settings) -> Renderer:
@@ -96,12 +167,26 @@ def make_embedder(settings: Settings) -> Embedder:
 
 
 def reference_bytes(dataset: Path, file: str) -> bytes:
-    """Return a reference picture as the generator takes it."""
+    """Return a reference picture as the generator takes it: of the web's store, or of the dataset's embedded world."""
+    from genevolve.tools.picture import kept
+    from genevolve.tools.serper import WEB
+
+    if file.startswith(WEB):
+        return kept(file.removeprefix(WEB), store() / "images")
     return world(dataset).image(file).encode()
 
 
 def system_text(settings: Settings) -> str:
-    """Return the system prompt file of a profile, guide mark included."""
+    """Return the system prompt file of a profile, guide mark included; the embedded one names no removed tool."""
     from genevolve.agent.system import load_system
 
-    return load_system("system_embedded" if settings.policy.backend == "local" else "system")
+    if settings.policy.backend != "local":
+        return load_system("system")
+    gone = settings.sampling.removed_tools
+    lines = load_system("system_embedded").splitlines()
+    return "\n".join(_tool_line(line, gone) if gone and line.startswith("Tools: ") else line for line in lines)
+
+
+def _tool_line(line: str, gone: tuple[str, ...]) -> str:
+    names = line.removeprefix("Tools: ").rstrip(".").split(", ")
+    return f"Tools: {', '.join(n for n in names if n not in gone) or 'none'}."

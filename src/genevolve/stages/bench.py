@@ -22,7 +22,7 @@ def run(settings: Settings, *, dataset: Path, policy: Path, baseline: Path | Non
     from genevolve.bench.score import bench_rows, overall_values, summarise_scores
     from genevolve.dataset.public import load_requests
 
-    requests = load_requests(dataset, "bench")
+    requests = spread(load_requests(dataset, "bench"), settings.bench.requests)
     played = play(settings, dataset, policy, requests, out)
     rows = bench_rows(requests, played)
     values = overall_values(rows)
@@ -35,6 +35,13 @@ def run(settings: Settings, *, dataset: Path, policy: Path, baseline: Path | Non
     if baseline is not None:
         metrics |= compare(settings, dataset, requests, played, baseline, out)
     return metrics
+
+
+def spread(requests: list[Request], n: int | None) -> list[Request]:
+    """Return n of the requests at even distances, in their order; all of them where n is None or too large."""
+    if n is None or n >= len(requests):
+        return requests
+    return [requests[i * len(requests) // n] for i in range(n)]
 
 
 def play(settings: Settings, dataset: Path, policy: Path, requests: list[Request], out: Path) -> list[Trajectory]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genevolve.errors import StageError
+from genevolve.files import write_whole
 from genevolve.records import Request, Reward, Score, Trajectory
 from genevolve.stages.backends import check, world
 
@@ -204,9 +205,8 @@ class Player:
         if images is not None and png:
             name = f"images/{hashlib.sha256(png).hexdigest()[:20]}.png"
             path = images / name
-            path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                path.write_bytes(png)
+                write_whole(path, png)
         return t.model_copy(update={"reward": reward, "image": name})
 
 

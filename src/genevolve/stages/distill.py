@@ -30,7 +30,8 @@ class Learner:
         torch.set_num_threads(settings.sampling.workers)
         self.settings = settings
         model, self.tokenizer = load_policy(policy)
-        needed = settings.distill.kl_coef > 0 and settings.distill.lora_rank is None
+        d = settings.distill
+        needed = d.lora_rank is None and (d.kl_coef > 0 or d.teacher == "frozen")
         frozen = load_policy(reference)[0] if needed else None
         self.policy_hash, self.tokenizer_hash = policy_hash(policy), tokenizer_hash(policy)
         self.trainer: DistillTrainer = DistillTrainer(model, settings.distill, frozen, self.policy_hash)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from genevolve.experience.contrast import Pair, by_request, contrast
+from genevolve.files import write_whole
 from genevolve.records import Bundle, Request, Trajectory, dump, read_jsonl, write_jsonl
 from genevolve.settings import Settings
 from genevolve.stages.crew import Crew, bench_sampling
 from genevolve.stages.distill import Learner
-from genevolve.stages.experience import Extracted, extract, new_memory, write_guides
-from genevolve.stages.sample import sample, sampling_metrics, step_seed
+from genevolve.stages.experience import Extracted, extract, new_memory, student_guides, write_guides
+from genevolve.stages.sample import sample, sampling_metrics, step_requests, step_seed
 
 CONCLUSION = "metrics.json"
 """Written when the policy is chosen and before the rounds' weights are dropped: from then on there is nothing to redo."""
@@ -40,8 +41,9 @@ def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[s
         while state.step < settings.cycle.steps and not state.stale():
             step = state.step + 1
             new = out / "rounds" / f"{step:03d}.new"
-            trajectories = sample(settings, crew, pool, state.policy, step, images=new)
-            extracted = extract(settings, state.memory, trajectories, step)
+            shown = student_guides(settings, state.memory, step_requests(pool, settings, step))
+            trajectories = sample(settings, crew, pool, state.policy, step, images=new, guides=shown)
+            extracted = extract(settings, state.memory, trajectories, step, shown)
             row: dict[str, Any] = {"step": step, **sampling_metrics(trajectories), **extracted.metrics}
             row |= state.learner.learn(trajectories, extracted.guides, new / "policy")
             if step % settings.cycle.validate_every == 0 or step == settings.cycle.steps:
@@ -116,7 +118,7 @@ class _State:
     def validated(self, step: int, row: Mapping[str, Any]) -> None:
         """Note a validation score; the first best one wins."""
         if step == 0 and not (self.out / "start.json").exists():
-            (self.out / "start.json").write_text(json.dumps(dict(row)))
+            write_whole(self.out / "start.json", json.dumps(dict(row)))
         score = row.get("validation_reward")
         if score is not None and (self.best is None or score > self.best[0]):
             self.best = (score, step)
@@ -182,9 +184,7 @@ class _State:
         (self.out / "experience.md").write_text(
             "\n".join(p.read_text(encoding="utf-8") for p in pages), encoding="utf-8"
         )
-        temporary = self.out / f"{CONCLUSION}.new"
-        temporary.write_text(json.dumps(metrics, sort_keys=True))
-        temporary.rename(self.out / CONCLUSION)
+        write_whole(self.out / CONCLUSION, json.dumps(metrics, sort_keys=True))
         for folder in (self.out / "rounds").glob("[0-9][0-9][0-9]"):
             shutil.rmtree(folder / "policy", ignore_errors=True)
             shutil.rmtree(folder / "trainer", ignore_errors=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from genevolve.experience.contrast import Contrast, by_request, contrast
 from genevolve.experience.guide import render_guide
-from genevolve.experience.memory import ExperienceMemory
+from genevolve.experience.memory import ExperienceMemory, Retrieved
 from genevolve.experience.report import experience_page, experience_report
 from genevolve.experience.summarise import summarise
-from genevolve.records import Bundle, Trajectory, read_jsonl, write_jsonl
+from genevolve.records import Bundle, Request, Trajectory, read_jsonl, write_jsonl
 from genevolve.settings import Settings
 from genevolve.stages.backends import make_embedder
 
@@ -41,21 +42,57 @@ def new_memory(settings: Settings) -> ExperienceMemory:
     )
 
 
-def extract(settings: Settings, memory: ExperienceMemory, trajectories: Sequence[Trajectory], step: int) -> Extracted:
-    """Contrast a round's groups, store their bundles and retrieve a guide for each of its requests."""
+def extract(
+    settings: Settings,
+    memory: ExperienceMemory,
+    trajectories: Sequence[Trajectory],
+    step: int,
+    shown: Mapping[str, str] | None = None,
+) -> Extracted:
+    """Contrast a round's groups, store their bundles and retrieve a guide for each of its requests.
+
+    `shown`: the requests whose students read a guide already; their teachers get none (see `guide_to_student`). The hit
+    rates of `metrics` say what the memory gave; what was taught is the trainer's `sdl/hit_rate`.
+    """
     found = contrast(by_request(trajectories), settings.experience.gap, settings.experience.max_pairs)
     bundles = [summarise(pair, step) for pair in found.pairs]
     memory.add(bundles)
     questions = list({t.request_id: t.question for t in trajectories}.items())
     retrieved = memory.retrieve(questions)
-    guides = {
-        request: render_guide(hit.bundle)
-        for (request, _), hit in zip(questions, retrieved, strict=True)
-        if hit is not None
-    }
+    hits = {request: hit for (request, _), hit in zip(questions, retrieved, strict=True) if hit is not None}
+    guides = {request: render_guide(hit.bundle) for request, hit in hits.items()}
+    if settings.experience.guides == "shuffled":
+        guides = placebo_guides(hits, memory.bundles, Random(f"{settings.seeds.run_seed}/placebo/{step}"))
+    guides = {request: guide for request, guide in guides.items() if request not in (shown or {})}
     report = experience_report(found, bundles, memory, retrieved)
     metrics: dict[str, Any] = {**report.metrics, "outcomes": report.outcomes}
     return Extracted(found, bundles, guides, metrics, experience_page(report, f"Visual experience of step {step}"))
+
+
+def student_guides(settings: Settings, memory: ExperienceMemory, requests: Sequence[Request]) -> dict[str, str]:
+    """Return request id -> guide to sample a round with: none, unless `sampling.guide_to_student` says so."""
+    if not settings.sampling.guide_to_student:
+        return {}
+    retrieved = memory.retrieve([(r.id, r.question) for r in requests])
+    return {r.id: render_guide(hit.bundle) for r, hit in zip(requests, retrieved, strict=True) if hit is not None}
+
+
+def placebo_guides(hits: Mapping[str, Retrieved], memory: Sequence[Bundle], random: Random) -> dict[str, str]:
+    """Return a wrong guide for every request that has a right one, so that as many tokens are taught as without placebo.
+
+    It is drawn from what other requests of the round retrieved, else from the whole memory: a bundle of another request
+    whose text differs from the right one (two bundles often give the same advice). Where there is none: no guide.
+    """
+    texts = {b.id: render_guide(b) for b in [*memory, *(hit.bundle for hit in hits.values())]}
+    guides = {}
+    for request, right in hits.items():
+        round_ = [hit.bundle for other, hit in hits.items() if other != request]
+        for bundles in (round_, memory):
+            wrong = [b for b in bundles if b.request_id != request and texts[b.id] != texts[right.bundle.id]]
+            if wrong:
+                guides[request] = texts[random.choice(wrong).id]
+                break
+    return guides
 
 
 def run(settings: Settings, *, trajectories: Path, memory: Path | None, out: Path, step: int = 1) -> dict[str, Any]:

@@ -25,7 +25,8 @@ def run(settings: Settings, *, question: str, policy: Path, out: Path, dataset: 
     from genevolve.render.base import RenderJob
 
     check(settings)
-    if not (dataset / "world").is_dir():
+    embedded = "embedded" in (settings.world.search, settings.world.image_search)
+    if embedded and not (dataset / "world").is_dir():
         raise StageError(
             f"There is no embedded world under {dataset}; run `make evolve` once, or pass --dataset FOLDER."
         )

@@ -17,7 +17,6 @@ import fcntl
 import hashlib
 import importlib
 import json
-import os
 import shutil
 import threading
 import time
@@ -29,6 +28,7 @@ from typing import Any
 
 import genevolve
 from genevolve.errors import StageError
+from genevolve.files import write_whole
 from genevolve.ledger import COLD_START_SECTIONS, CYCLE_SECTIONS, Ledger
 from genevolve.profiles import load
 from genevolve.settings import Settings
@@ -42,6 +42,9 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "bench": ("world", "policy", "sampling", "render", "judge", "bench", "seeds"),
 }
 """The settings a stage depends on; these and no others make its fingerprint."""
+
+ABOVE = frozenset({"ablation"})
+"""Packages that no stage may import (import-linter): a new plot of an ablation must not rerun its evolutions."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Job:
         parts = {
             "settings": values,
             "inputs": {k: folder_digest(p) if p is not None and p.is_dir() else str(p) for k, p in self.inputs.items()},
-            "code": folder_digest(Path(genevolve.__file__).parent),
+            "code": folder_digest(Path(genevolve.__file__).parent, without=ABOVE),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -197,10 +200,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 class _PeakMemory:

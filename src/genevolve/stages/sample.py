@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,12 +29,21 @@ def step_requests(pool: Sequence[Request], settings: Settings, step: int) -> lis
 
 
 def sample(
-    settings: Settings, crew: Crew, pool: Sequence[Request], policy: Path, step: int, images: Path | None = None
+    settings: Settings,
+    crew: Crew,
+    pool: Sequence[Request],
+    policy: Path,
+    step: int,
+    images: Path | None = None,
+    guides: Mapping[str, str] | None = None,
 ) -> list[Trajectory]:
-    """Return the scored rollouts of a step; their pictures are kept in `images`, if that is given."""
+    """Return the scored rollouts of a step; their pictures are kept in `images`, if that is given.
+
+    `guides` (request id -> text) are shown to the student: `sampling.guide_to_student` alone does that.
+    """
     requests = step_requests(pool, settings, step)
     sampling, seed = training_sampling(settings), step_seed(settings, step)
-    return crew.play(policy, requests, settings.sampling.k, sampling, seed, images=images)
+    return crew.play(policy, requests, settings.sampling.k, sampling, seed, images=images, guides=guides)
 
 
 def sampling_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:

@@ -1,19 +1,27 @@
 """Paid calls are made once: a content-addressed cache of tool, render and judge calls with a cost ledger (ours).
 
 The key is the SHA-256 of family, backend and the canonical JSON of the arguments, so the same call finds its answer
-from any process and after any crash. SQLite in WAL mode: many readers, writers wait for one another.
+from any process and after any crash. SQLite in WAL mode: many readers, writers wait for one another. The threads of a
+process share one connection and take turns.
+
+A call with a budget is charged before it is made (`reserve`) and its price corrected afterwards (`settle`, `put`): the
+processes of a command can then not pass the budget together, and a killed one leaves its call counted, not forgotten.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from genevolve.errors import GenEvolveError
 from genevolve.records import Record
 from genevolve.tools.base import ToolError
 
@@ -23,10 +31,17 @@ CREATE TABLE IF NOT EXISTS answers (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS calls (
     id INTEGER PRIMARY KEY, backend TEXT NOT NULL, seconds REAL NOT NULL, tokens INTEGER NOT NULL, cost REAL NOT NULL,
-    cached INTEGER NOT NULL
+    cached INTEGER NOT NULL, account TEXT NOT NULL DEFAULT ''
 );
+CREATE TABLE IF NOT EXISTS turns (backend TEXT PRIMARY KEY, next REAL NOT NULL) WITHOUT ROWID;
 """
 WAIT_SECONDS = 30.0
+LONGEST_TURN = 600.0
+"""Seconds; a next turn further ahead than this was written by a clock that has been set back, and is not waited for."""
+
+
+class BudgetError(GenEvolveError):
+    """The next paid call would pass the budget. It ends the command: a trajectory without its tools is no data."""
 
 
 class Spent(Record):
@@ -55,13 +70,16 @@ class CallCache:
         self.path = Path(path)
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
+        self._lock = threading.RLock()
         self._open()
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None or self._owner != os.getpid():  # a connection must not cross a fork
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                connection = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None)
+                connection = sqlite3.connect(
+                    self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
+                )
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(SCHEMA)
             except (OSError, sqlite3.Error) as e:
@@ -71,16 +89,41 @@ class CallCache:
             self._connection, self._owner = connection, os.getpid()
         return self._connection
 
+    @contextmanager
+    def _turn(self, write: bool = False) -> Iterator[sqlite3.Connection]:
+        """Hold the connection against the other threads; with `write` one transaction, whole or not at all."""
+        if self._owner != os.getpid():  # a fork may have copied the lock while another thread held it
+            self._lock = threading.RLock()
+        with self._lock:
+            connection = self._open()
+            if not write:
+                yield connection
+                return
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def alone(self, family: str, backend: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+        """Let one process at a time make a call (a few unlike calls share a lock); a killed holder lets go."""
+        folder = self.path.with_name(f"{self.path.name}.locks")
+        folder.mkdir(exist_ok=True)
+        with (folder / call_key(family, backend, arguments)[:2]).open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
     def get(self, family: str, backend: str, arguments: Mapping[str, Any]) -> Any | None:
         """Return the stored answer (any JSON value but null) and note a cached call, or None when it was never put."""
-        row = (
-            self._open()
-            .execute("SELECT answer FROM answers WHERE key = ?", (call_key(family, backend, arguments),))
-            .fetchone()
-        )
-        if row is None:
-            return None
-        self._note(backend, 0.0, 0, 0.0, cached=True)
+        key = call_key(family, backend, arguments)
+        with self._turn() as connection:
+            row = connection.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                return None
+            _note(connection, backend, 0.0, 0, 0.0, cached=True)
         return json.loads(row[0])
 
     def put(
@@ -93,41 +136,89 @@ class CallCache:
         seconds: float,
         tokens: int = 0,
         cost: float = 0.0,
+        call: int | None = None,
     ) -> None:
-        """Store a paid answer and its price in one transaction; of two answers to one call the first stays."""
+        """Store a paid answer and its price in one transaction; of two answers to one call the first stays.
+
+        `call` is the reservation that this answer settles; without it the call is new to the ledger.
+        """
         if answer is None:
             raise ValueError("a missing answer is not cached: leave the call to be made again")
         row = (call_key(family, backend, arguments), family, backend, _canonical(dict(arguments)), _canonical(answer))
-        connection = self._open()
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with self._turn(write=True) as connection:
             connection.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", row)
-            self._note(backend, seconds, tokens, cost, cached=False)
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
+            if call is None:
+                _note(connection, backend, seconds, tokens, cost, cached=False)
+            else:
+                _settle(connection, call, seconds, tokens, cost)
 
-    def _note(self, backend: str, seconds: float, tokens: int, cost: float, *, cached: bool) -> None:
-        self._open().execute(
-            "INSERT INTO calls (backend, seconds, tokens, cost, cached) VALUES (?, ?, ?, ?, ?)",
-            (backend, seconds, tokens, cost, int(cached)),
-        )
+    def reserve(self, backend: str, account: str, cost: float, budget: float) -> int:
+        """Charge a call to an account before it is made; return its number in the ledger.
+
+        Raises BudgetError, charging nothing, when all that was charged to the account would exceed `budget`.
+        """
+        with self._turn(write=True) as connection:
+            spent = connection.execute("SELECT total(cost) FROM calls WHERE account = ?", (account,)).fetchone()[0]
+            if spent + cost > budget + 1e-9:
+                raise BudgetError(
+                    f"The budget of this command, ${budget:g} (world.budget_usd), is used up: ${spent:.4f} are spent "
+                    f"and the next call may cost ${cost:.4f}. What was paid for is kept; the same command, given again, "
+                    "has the same sum anew."
+                )
+            return _note(connection, backend, 0.0, 0, cost, cached=False, account=account)
+
+    def settle(self, call: int, *, seconds: float, tokens: int = 0, cost: float = 0.0) -> None:
+        """Correct a reserved call that brought no answer worth keeping; `cost` is what it did cost."""
+        with self._turn(write=True) as connection:
+            _settle(connection, call, seconds, tokens, cost)
+
+    def note(self, backend: str, seconds: float = 0.0) -> None:
+        """Count a call that was free and whose answer is not kept."""
+        with self._turn() as connection:
+            _note(connection, backend, seconds, 0, 0.0, cached=False)
+
+    def next_turn(self, backend: str, per_second: float, now: float) -> float:
+        """Take the next place in a queue of `per_second` calls, shared by all processes; return the seconds to wait.
+
+        `now` is Unix time.
+        """
+        with self._turn(write=True) as connection:
+            row = connection.execute("SELECT next FROM turns WHERE backend = ?", (backend,)).fetchone()
+            planned = row[0] if row and row[0] <= now + LONGEST_TURN else now
+            start = max(now, planned)
+            connection.execute("INSERT OR REPLACE INTO turns VALUES (?, ?)", (backend, start + 1 / per_second))
+        return float(start - now)
 
     def spent(self, backend: str | None = None) -> Spent:
         """Return what one backend, or all of them, have cost."""
-        row = (
-            self._open()
-            .execute(
+        with self._turn() as connection:
+            row = connection.execute(
                 "SELECT count(*), total(cached), total(seconds), total(tokens), total(cost)"
                 " FROM calls WHERE ?1 IS NULL OR backend = ?1",
                 (backend,),
-            )
-            .fetchone()
-        )
+            ).fetchone()
         return Spent(calls=row[0], cached=int(row[1]), seconds=row[2], tokens=int(row[3]), cost=row[4])
 
     def close(self) -> None:
         if self._connection is not None and self._owner == os.getpid():
             self._connection.close()
         self._connection = None
+
+
+def _note(
+    connection: sqlite3.Connection,
+    backend: str,
+    seconds: float,
+    tokens: int,
+    cost: float,
+    *,
+    cached: bool,
+    account: str = "",
+) -> int:
+    row = (backend, seconds, tokens, cost, int(cached), account)
+    insert = "INSERT INTO calls (backend, seconds, tokens, cost, cached, account) VALUES (?, ?, ?, ?, ?, ?)"
+    return int(connection.execute(insert, row).lastrowid or 0)
+
+
+def _settle(connection: sqlite3.Connection, call: int, seconds: float, tokens: int, cost: float) -> None:
+    connection.execute("UPDATE calls SET seconds = ?, tokens = ?, cost = ? WHERE id = ?", (seconds, tokens, cost, call))

@@ -37,14 +37,20 @@ class DistillTrainer:
     """Trains a causal language model, in place, on rows of stored trajectories.
 
     `reference` is the frozen policy of the KL term and must be given when `kl_coef` is above 0, except with LoRA,
-    where the base without adapters serves. The teacher is the current weights behind the row's teacher prompt.
+    where the base without adapters serves. The teacher is the current weights behind the row's teacher prompt; with
+    `teacher="frozen"` it is the reference, which then is needed whatever `kl_coef` is.
     `policy_hash` names the policy training starts from, so that a checkpoint cannot be resumed on another one.
     """
 
     def __init__(self, model: Any, config: DistillConfig, reference: Any = None, policy_hash: str = "") -> None:
         check_model(model)
-        if config.kl_coef > 0 and reference is None and config.lora_rank is None:
-            raise TrainingError("kl_coef is above 0, so a reference policy is needed; pass one or set kl_coef to 0.")
+        if config.lora_rank is None and reference is None:
+            if config.kl_coef > 0:
+                raise TrainingError(
+                    "kl_coef is above 0, so a reference policy is needed; pass one or set kl_coef to 0."
+                )
+            if config.teacher == "frozen" and config.lambda_sdl > 0:
+                raise TrainingError("A frozen teacher is the reference policy: pass one, or set teacher to current.")
         self.config, self.policy_hash, self.done = config, policy_hash, 0
         self.model = add_adapters(model, config) if config.lora_rank else model
         self.reference = reference
@@ -94,7 +100,7 @@ class DistillTrainer:
         without gradient.
         """
         config, count = self.config, len(step.row)
-        teacher = self._scored_without_gradient(step, self.model, taught=True) if config.lambda_sdl else None
+        teacher = self._taught(step) if config.lambda_sdl else None
         reference = None
         if config.kl_coef:
             with self._without_adapters():
@@ -117,10 +123,10 @@ class DistillTrainer:
         return scores
 
     def _loss(self, step: StepBatch, scores: StepScores, micro: MicroBatch, logp: Tensor) -> Tensor:
-        """Return this micro-batch's part of L = L_GRPO + kl_coef KL + lambda L_SDL (method.md, section 6)."""
+        """Return this micro-batch's part of L = grpo_weight L_GRPO + kl_coef KL + lambda L_SDL (method.md, section 6)."""
         config, at = self.config, micro.tokens
         row, old = step.row[at], step.old[at]
-        per_token = grpo_term(logp, old, step.advantage[row], config.clip_low, config.clip_high)
+        per_token = config.grpo_weight * grpo_term(logp, old, step.advantage[row], config.clip_low, config.clip_high)
         if scores.reference is not None:
             corrected = old if config.kl_correction else None
             per_token = per_token + config.kl_coef * k3_kl(logp, scores.reference[at], corrected)
@@ -142,6 +148,13 @@ class DistillTrainer:
             config.token_cap,
         )
         return loss + config.lambda_sdl * value.sum() / max(1, scores.quota)
+
+    def _taught(self, step: StepBatch) -> Tensor | None:
+        """Return the teacher's log-probs [N], or None when no row is taught."""
+        if self.config.teacher == "current":
+            return self._scored_without_gradient(step, self.model, taught=True)
+        with self._without_adapters():
+            return self._scored_without_gradient(step, self.reference or self.model, taught=True)
 
     @torch.no_grad()
     def _scored_without_gradient(self, step: StepBatch, model: Any, *, taught: bool) -> Tensor | None:

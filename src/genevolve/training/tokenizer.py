@@ -6,6 +6,7 @@ digits and punctuation stand alone, and every JSON string begins with a space (a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -80,3 +81,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedT
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def letter_tokens(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+    """Return the tokens that are ASCII letters, those that begin a word with a space before them, in a fixed order."""
+    texts = (token.replace("\u0120", " ") for token in tokenizer.get_vocab())
+    return tuple(sorted(t for t in texts if re.fullmatch(" ?[A-Za-z]+", t)))

@@ -1,0 +1,260 @@
+"""Runs an ablation: a cold start per seed, then evolve and bench per arm and seed, side by side, each found again after
+a crash.
+
+Every unit is one process's work and ends in a file: a cold start in its stage folder, a run in its result JSON. What is
+there is not done again; what was cut off goes on where the stages can (stages/runner.py).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from genevolve.ablation import results as files
+from genevolve.ablation.arms import Arm, Table, arm_settings, rollouts, start_settings
+from genevolve.errors import GenEvolveError, StageError
+from genevolve.settings import Settings
+from genevolve.stages.runner import Job, run_job
+from genevolve.tracking import Tracker, tracker
+
+TICK = 15.0
+"""Seconds between two looks at the clock of the bar; a run takes minutes."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folders of an ablation."""
+
+    dataset: Path
+    work: Path
+    """stage folders of the arms"""
+    starts: Path
+    """stage folders of the cold starts; `--quick` shares them with the whole ablation"""
+    out: Path
+    """result files"""
+
+    def start(self, seed: int) -> Path:
+        return self.starts / f"cold-s{seed}" / "trained"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What every result of one command says about where it was made."""
+
+    commit: str
+    machine: str
+    dataset: str
+    """sha256 of the dataset folder"""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One process's work: the cold start of a seed (`arm` None), or one arm with one seed."""
+
+    seed: int
+    settings: Settings
+    name: str = ""
+    arm: Arm | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}-s{self.seed}" if self.arm else f"cold-s{self.seed}"
+
+    def work(self, requests: Mapping[str, int]) -> int:
+        """Return about how many trajectories the unit plays or trains on: the measure of the progress bar."""
+        if self.arm is None:
+            return round(requests["sft"] * self.settings.cold_start.epochs)
+        bench = min(requests["bench"], self.settings.bench.requests or requests["bench"])
+        if self.arm.policy != "evolved":
+            return bench
+        c = self.settings.cycle
+        looks = 1 + -(-c.steps // c.validate_every)
+        return bench + rollouts(self.settings) + looks * c.validation_k * requests["validation"]
+
+
+def plan(
+    table: Table,
+    arms: Mapping[str, Arm],
+    place: Place,
+    stamp: Stamp,
+    *,
+    profile: str | None,
+    seeds: Sequence[int],
+    per_arm: bool = False,
+    quick: bool = False,
+) -> list[Unit]:
+    """Return the units that are still to do, core arms first, each seed's cold start before the arms that need it.
+
+    `per_arm`: an arm takes no more of `seeds` than its entry says. Raises ResultError for a result that was made with
+    other settings or data.
+    """
+    runs = []
+    for core in (True, False):
+        for at, seed in enumerate(seeds):
+            for name, arm in arms.items():
+                if arm.core is core and not (per_arm and at >= arm.seeds):
+                    unit = Unit(seed, arm_settings(table, arm, profile, seed, quick), name, arm)
+                    if not _done(unit, place, stamp):
+                        runs.append(unit)
+    units: list[Unit] = []
+    started: set[int] = set()
+    for unit in runs:
+        if unit.arm and unit.arm.policy != "base" and unit.seed not in started:
+            started.add(unit.seed)
+            units.append(Unit(unit.seed, start_settings(table, profile, unit.seed)))
+        units.append(unit)
+    return units
+
+
+def _done(unit: Unit, place: Place, stamp: Stamp) -> bool:
+    path = files.result_path(place.out, unit.name, unit.seed)
+    if not path.exists():
+        return False
+    if files.read_result(path).recipe != files.recipe_of(unit.settings, stamp.dataset):
+        raise files.ResultError(
+            f"{path} was made with other settings or data than now: delete it, or take another --out folder."
+        )
+    return True
+
+
+def run(units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int) -> dict[str, str]:
+    """Run the units, `jobs` at a time; return title -> sentence of those that failed.
+
+    A failed arm stops no other; a failed cold start leaves out the arms that need it.
+    """
+    from tqdm import tqdm
+
+    from genevolve.dataset.public import load_requests
+
+    sizes = {split: len(load_requests(place.dataset, split)) for split in ("bench", "validation")}
+    sizes["sft"] = units[0].settings.dataset.sft if units else 0
+    failed: dict[str, str] = {}
+    waiting, running = list(units), dict[Future[None], Unit]()
+    unstarted = {u.seed for u in units if u.arm is None}
+    bar = tqdm(total=sum(u.work(sizes) for u in units), desc="ablate", unit="rollout", disable=not units)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _quiet) as pool, bar:
+        while waiting or running:
+            for unit in [u for u in waiting if not _blocked(u, unstarted)][: jobs - len(running)]:
+                waiting.remove(unit)
+                running[pool.submit(_work, unit, place, stamp)] = unit
+            bar.set_postfix_str(", ".join(u.title for u in running.values()))
+            for future in wait(running, TICK, FIRST_COMPLETED).done:
+                unit = running.pop(future)
+                bar.update(unit.work(sizes))
+                sentence = _sentence(future)
+                if sentence:
+                    failed[unit.title] = sentence
+                elif unit.arm is None:
+                    unstarted.discard(unit.seed)
+                if sentence and unit.arm is None:
+                    lost = [u for u in waiting if _blocked(u, {unit.seed})]
+                    failed |= {u.title: f"its cold start failed: {sentence}" for u in lost}
+                    waiting = [u for u in waiting if u not in lost]
+    return failed
+
+
+def _blocked(unit: Unit, unstarted: set[int]) -> bool:
+    return unit.arm is not None and unit.arm.policy != "base" and unit.seed in unstarted
+
+
+def _sentence(future: Future[None]) -> str:
+    """Return why a unit failed, in one line; an empty string when it did not. A dead process ends the whole ablation."""
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        raise StageError("A process of the ablation died, most likely of too little memory; run again.") from error
+    if error is None:
+        return ""
+    known = isinstance(error, GenEvolveError)
+    return " ".join(str(error).split()) if known else f"unexpected {type(error).__name__}: {error}"
+
+
+def _quiet() -> None:
+    """In a new process: its own bars would break the one above them. tqdm reads this when it is first imported."""
+    os.environ["TQDM_DISABLE"] = "1"
+
+
+def _work(unit: Unit, place: Place, stamp: Stamp) -> None:
+    """Do one unit; what it prints goes to a log beside its stage folders."""
+    log = place.work / "logs" / f"{unit.title}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    if unit.arm is None:
+        out = place.start(unit.seed)
+        inputs = {"dataset": place.dataset, "base": Path(unit.settings.policy.base)}
+        run_job(Job("cold_start", unit.title, unit.settings, inputs, out, out.with_name("cold_start.json")))
+        return
+    track = tracker()
+    with track.arm(unit.title, {**unit.settings.model_dump(mode="json"), "arm": unit.name}):
+        result = run_arm(unit, unit.arm, place, stamp, track)
+        track.log_curve([{"step": row["rollouts"], **row} for row in result.curve])
+        track.log_metrics({"kscore": mean(result.scores), "valid": result.valid, "seconds": result.seconds})
+
+
+def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) -> files.Result:
+    """Evolve where the arm does, play the bench, have both judges score it, and write the result."""
+    from genevolve.bench.rescore import rescore
+    from genevolve.stages.backends import make_second_judge
+
+    folder, settings = place.work / unit.title, unit.settings
+    start = place.start(unit.seed)
+    seconds = {} if arm.policy == "base" else {"cold_start": _seconds(start)}
+    evolved: dict[str, Any] = {}
+    curve: list[dict[str, float]] = []
+    policy = Path(settings.policy.base) if arm.policy == "base" else start / "policy"
+    if arm.policy == "evolved":
+        inputs = {"dataset": place.dataset, "parent": policy}
+        done = run_job(Job("evolve", unit.title, settings, inputs, folder / "trained", folder / "evolve.json"), track)
+        evolved, policy = done["metrics"], folder / "trained" / "policy"
+        seconds["evolve"] = done["seconds"]
+        first = json.loads((folder / "trained" / "start.json").read_text())
+        curve = files.curve_rows(first, done["curve"], settings.sampling.k * settings.cycle.requests_per_step)
+    inputs_: dict[str, Path | None] = {"dataset": place.dataset, "policy": policy, "baseline": None}
+    done = run_job(Job("bench", unit.title, settings, inputs_, folder / "bench", folder / "bench.json"), track)
+    seconds["bench"] = done["seconds"]
+    metrics = done["metrics"]
+    result = files.Result(
+        arm=unit.name,
+        label=arm.label,
+        seed=unit.seed,
+        profile=settings.profile,
+        overrides=arm.overrides,
+        settings=files.all_values(settings),
+        recipe=files.recipe_of(settings, stamp.dataset),
+        dataset=stamp.dataset,
+        commit=stamp.commit,
+        machine=stamp.machine,
+        finished=datetime.now(UTC).date().isoformat(),
+        seconds=seconds,
+        rollouts=round(curve[-1]["rollouts"]) if curve else 0,
+        scores=json.loads((folder / "bench" / "scores.json").read_text())["all"],
+        scores_second=rescore(folder / "bench", place.dataset, make_second_judge(settings, place.dataset)),
+        valid=metrics["sampling"]["valid"],
+        dimensions=metrics["summary"]["all"]["dimensions"],
+        abilities={name: row["rate"] for name, row in metrics["skills"].items()},
+        chosen_round=evolved.get("best_round"),
+        curve=curve,
+    )
+    result.write(place.out)
+    return result
+
+
+def _seconds(out: Path) -> float:
+    """Return the time of the stage that made a folder, from the runner's note beside it."""
+    return float(json.loads(out.with_name(f".{out.name}.done.json").read_text())["seconds"])
+
+
+def mean(scores: Mapping[str, float | None]) -> float | None:
+    """Return the mean of the scores that are there."""
+    known = [s for s in scores.values() if s is not None]
+    return sum(known) / len(known) if known else None

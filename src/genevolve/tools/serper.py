@@ -1,0 +1,394 @@
+"""Text and image search by a Serper-compatible service (https://serper.dev): the two web tools of the paper's setting.
+
+POST {url}/search and {url}/images with the header X-API-KEY and {"q", "num"}. A call is paid once (`cache.CallCache`), made by
+one of those that ask at the same time, at a bounded rate, and within the command's budget. What comes back is hostile: it is
+cut to size here and escaped where observations are written (`agent.format.escape`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import SecretStr
+
+from genevolve.errors import GenEvolveError, SettingsError
+from genevolve.tools.addresses import is_public
+from genevolve.tools.base import ImageHit, SearchHit, ToolError
+from genevolve.tools.cache import CallCache, call_key
+from genevolve.tools.fetch import PASSING, Fetcher
+from genevolve.tools.picture import Refused, keep
+from genevolve.tools.wire import Answer, Net, WireError, exchange
+
+KEY, URL, USD, RATE = "SERPER_API_KEY", "GENEVOLVE_SERPER_URL", "GENEVOLVE_SERPER_USD", "GENEVOLVE_SERPER_RATE"
+"""Variables of the environment: the key; the service; dollars a credit; calls a second of all processes together."""
+DEFAULTS = {URL: "https://google.serper.dev", USD: "0.001", RATE: "20"}
+
+BACKEND = "serper"
+WEB = "web/"
+"""Begins the `file` of a picture from the web, as 'images/' begins one of the embedded world."""
+MOST_RESULTS = 20
+PAGE = 10
+"""Results one credit buys: so many are always asked for, and one cached answer serves every smaller `top_k`."""
+TITLE, SNIPPET, LINK = 160, 400, 2000
+"""Most characters of each that are kept."""
+MOST_BYTES = 4_000_000
+AGAIN = frozenset({429, 500, 502, 503, 504, 520, 522, 524, 529})
+FREE = frozenset({"no address", "certificate"})
+"""Failures before the question was sent. After any other one the service may have counted it, and so do we."""
+
+T = TypeVar("T")
+
+
+class ServiceError(GenEvolveError):
+    """The search service will answer nothing more: a wrong key, or no credit. It ends the command, as BudgetError does."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where the service is, what it costs and how fast it may be asked. The key shows itself in no text."""
+
+    url: str
+    key: SecretStr
+    usd: float
+    rate: float
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Service:
+        """Return the service the environment names; raise SettingsError, one sentence, for a missing or wrong variable."""
+        values = DEFAULTS | {k: v for k, v in (os.environ if environment is None else environment).items() if v}
+        key = values.get(KEY, "").strip()
+        if not key:
+            raise SettingsError(
+                f"{KEY} is not set: world.search and world.image_search 'serper' need the key of a search service."
+            )
+        if not re.fullmatch(r"[\x21-\x7e]{1,500}", key):
+            raise SettingsError(f"{KEY} holds spaces or characters that no key has.")
+        return cls(_service_url(values[URL]), SecretStr(key), _number(values, USD, 0), _number(values, RATE, 1e-3))
+
+
+def _service_url(text: str) -> str:
+    """Return a checked base URL: https, or http on this machine, so that the key never crosses a network in the clear."""
+    try:
+        url = httpx.URL(text.strip().rstrip("/"))
+    except httpx.InvalidURL:
+        raise SettingsError(f"{URL} is not a URL.") from None
+    if url.userinfo or url.query or url.fragment or not url.host:
+        raise SettingsError(f"{URL} must be like {DEFAULTS[URL]}, without credentials or query.")
+    if url.scheme != "https" and not (url.scheme == "http" and url.host in ("localhost", "127.0.0.1", "::1")):
+        raise SettingsError(f"{URL} must begin with https:// (http:// only on this machine): the key goes there.")
+    return str(url)
+
+
+def _number(values: Mapping[str, str], name: str, least: float) -> float:
+    try:
+        value = float(values[name])
+    except ValueError:
+        raise SettingsError(f"{name} must be a number.") from None
+    if not least <= value < 1e6:
+        raise SettingsError(f"{name} must be a number from {least:g}.")
+    return value
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a call is tried; seconds."""
+
+    attempts: int = 5
+    attempt: float = 20.0
+    total: float = 60.0
+    """All attempts and the waits between them."""
+    first_wait: float = 0.5
+    """Doubled with each attempt; the wait is drawn from 0 up to it."""
+    longest_wait: float = 30.0
+    """Most that a Retry-After is obeyed."""
+
+
+class Flights:
+    """Equal calls under way at the same time are made once; all who asked get the one answer, or its exception."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flying: dict[str, Future[Any]] = {}
+
+    def share(self, key: str, make: Callable[[], T]) -> T:
+        with self._lock:
+            flight, mine = self._flying.get(key), key not in self._flying
+            if flight is None:
+                flight = self._flying[key] = Future()
+        if not mine:
+            return flight.result()  # type: ignore[no-any-return]
+        try:
+            made = make()
+            flight.set_result(made)
+            return made
+        except BaseException as e:
+            flight.set_exception(e)
+            raise
+        finally:
+            with self._lock:
+                del self._flying[key]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one attempt."""
+
+    rows: list[dict[str, str]] | None = None
+    reason: str = ""
+    """why there are no rows"""
+    paid: float = 0.0
+    """dollars"""
+    wait: float | None = None
+    """seconds to wait at least before the next attempt; None: another would fail too"""
+    useless: bool = False
+    """no question will be answered with this key"""
+
+
+class Serper:
+    """The service as a function: what was asked in, cleaned rows out. For all threads of a process."""
+
+    def __init__(
+        self,
+        service: Service,
+        cache: CallCache,
+        *,
+        budget: float,
+        account: str,
+        net: Net | None = None,
+        patience: Patience | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        draw: Callable[[], float] = random.random,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`budget`: dollars the account (one command) may spend; `draw` gives the jitter, 0..1; `now` is Unix time."""
+        self.service, self.cache, self.budget, self.account = service, cache, budget, account
+        self.net, self.patience = net or Net(), patience or Patience()
+        self._sleep, self._draw, self._now = sleep, draw, now
+        self._flights = Flights()
+
+    def ask(self, kind: str, query: str, top_k: int) -> list[dict[str, str]]:
+        """Return the rows of a 'search' ({title, url, snippet}) or of 'images' ({title, url, image}), best first.
+
+        Raises ToolError when the service does not answer, BudgetError and ServiceError when it is of no use to go on.
+        """
+        num = PAGE if top_k <= PAGE else MOST_RESULTS
+        arguments = {"service": self.service.url, "q": " ".join(query.split()), "num": num}
+
+        def make() -> list[dict[str, str]]:
+            known = self.cache.get(kind, BACKEND, arguments)
+            if known is None:
+                with self.cache.alone(kind, BACKEND, arguments):  # another process may be asking just this
+                    known = self.cache.get(kind, BACKEND, arguments)
+                    if known is None:
+                        known = self._paid(kind, arguments)
+            return list(known)
+
+        return self._flights.share(call_key(kind, BACKEND, arguments), make)
+
+    def _paid(self, kind: str, arguments: dict[str, Any]) -> list[dict[str, str]]:
+        """Make the call, again where that may help; store and return its rows."""
+        price = self.service.usd * (1 if arguments["num"] <= PAGE else 2)
+        deadline, reason = self.net.clock() + self.patience.total, ""
+        for attempt in range(1, self.patience.attempts + 1):
+            turn = self.cache.next_turn(BACKEND, self.service.rate, self._now())
+            if turn > 0:
+                self._sleep(turn)
+                deadline += turn  # waiting in our own queue is no fault of the service
+            call = self.cache.reserve(BACKEND, self.account, price, self.budget)
+            start = self.net.clock()
+            outcome = self._attempt(kind, arguments, price, deadline)
+            seconds = max(0.0, self.net.clock() - start)
+            if outcome.rows is not None:
+                self.cache.put(kind, BACKEND, arguments, outcome.rows, seconds=seconds, cost=outcome.paid, call=call)
+                return outcome.rows
+            self.cache.settle(call, seconds=seconds, cost=outcome.paid)
+            if outcome.useless:
+                raise ServiceError(
+                    f"The search service refused {KEY} ({outcome.reason}): check the key and its credits."
+                )
+            if outcome.wait is None:
+                raise ToolError(f"The search service refused this query ({outcome.reason}); ask in other words.")
+            reason = outcome.reason
+            pause = max(outcome.wait, self._draw() * self.patience.first_wait * 2 ** (attempt - 1))
+            if attempt == self.patience.attempts or self.net.clock() + pause >= deadline:
+                break
+            self._sleep(pause)
+        raise ToolError(f"The search service does not answer ({reason}); go on with what you have.")
+
+    def _attempt(self, kind: str, arguments: dict[str, Any], price: float, deadline: float) -> Outcome:
+        try:
+            answer = self._post(kind, arguments, min(deadline, self.net.clock() + self.patience.attempt))
+        except WireError as e:
+            return Outcome(reason=e.reason, paid=0.0 if e.reason in FREE else price, wait=0.0)
+        if answer.status == 200:
+            rows, reason = read_rows(kind, answer.body)
+            return Outcome(rows, reason, price, None if reason == "wrong form" else 0.0)
+        useless = answer.status in (401, 402, 403) or b"not enough credits" in answer.body[:2000].lower()
+        wait = self._retry_after(answer) if answer.status in AGAIN else None
+        return Outcome(reason=f"HTTP {answer.status}", wait=wait, useless=useless)
+
+    def _post(self, kind: str, arguments: dict[str, Any], deadline: float) -> Answer:
+        url = httpx.URL(f"{self.service.url}/{kind}")
+        addresses = self.net.addresses(url, deadline)
+        if url.scheme == "http" and any(map(is_public, addresses)):
+            raise WireError("no address")  # 'localhost' that is not this machine
+        key = ("X-API-KEY", self.service.key.get_secret_value())
+        headers = (key, ("Content-Type", "application/json"), ("Accept", "application/json"))
+        content = json.dumps({"q": arguments["q"], "num": arguments["num"]}).encode()
+        wanted = frozenset({200, 400})
+        return exchange(
+            "POST",
+            url,
+            addresses,
+            self.net,
+            headers=headers,
+            content=content,
+            most=MOST_BYTES,
+            deadline=deadline,
+            read=wanted,
+        )
+
+    def _retry_after(self, answer: Answer) -> float:
+        """Return the seconds a Retry-After asks for, as a number or a date, at most `longest_wait`; 0 without one."""
+        text = answer.headers.get("retry-after", "").strip()
+        try:
+            wait = float(text) if re.fullmatch(r"[0-9]{1,9}", text) else _until(text, self._now())
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+        return min(max(0.0, wait), self.patience.longest_wait)
+
+
+def _until(date: str, now: float) -> float:
+    when = parsedate_to_datetime(date)
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - datetime.fromtimestamp(
+        now, UTC
+    ).timestamp()
+
+
+def read_rows(kind: str, body: bytes) -> tuple[list[dict[str, str]] | None, str]:
+    """Return (cleaned rows, '') of an answer, or (None, 'no JSON' or 'wrong form'). Rows without title or link are left out."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None, "no JSON"
+    found = value.get("organic" if kind == "search" else "images") if isinstance(value, dict) else None
+    if not isinstance(found, list):
+        return None, "wrong form"
+    rows = []
+    for item in found[:MOST_RESULTS]:
+        if not isinstance(item, dict):
+            continue
+        row = {"title": clean(item.get("title"), TITLE), "url": _link(item.get("link"))}
+        if kind == "search":
+            row["snippet"] = clean(item.get("snippet"), SNIPPET)
+            needed = row["url"] and (row["title"] or row["snippet"])
+        else:
+            row["image"] = _link(item.get("imageUrl"))
+            needed = row["image"] and row["title"]
+        if needed:
+            rows.append(row)
+    if found and not rows:
+        return None, "wrong form"
+    return rows, ""
+
+
+def clean(value: Any, most: int) -> str:
+    """Return one line of at most `most` characters: no control, format or unpaired characters, no picture id of ours.
+
+    Tags stay; they are escaped where an observation is written.
+    """
+    if not isinstance(value, str):
+        return ""
+    text = "".join(c if c.isprintable() else " " for c in value[: 4 * most])
+    text = re.sub(
+        r"IMG_(?=[0-9])", "IMG ", text, flags=re.IGNORECASE
+    )  # 'IMG_001' in a title would pass for a result's id
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def _link(value: Any) -> str:
+    """Return a web address of at most LINK printable characters, else ''."""
+    ok = isinstance(value, str) and len(value) <= LINK and value.isprintable() and re.match(r"https?://", value, re.I)
+    return value if ok else ""
+
+
+class SerperSearch:
+    """Text search."""
+
+    def __init__(self, serper: Serper) -> None:
+        self.serper = serper
+
+    def search(self, query: str, top_k: int = 5) -> list[SearchHit]:
+        """Return at most top_k (1..20) results, best first."""
+        limit = max(1, min(int(top_k), MOST_RESULTS))
+        rows = self.serper.ask("search", query, limit)[:limit]
+        return [SearchHit(title=r["title"], url=r["url"], snippet=r["snippet"]) for r in rows]
+
+
+class SerperImageSearch:
+    """Image search whose pictures lie on our disk, redrawn, before the policy hears of them."""
+
+    def __init__(self, serper: Serper, fetcher: Fetcher, folder: Path, side_by_side: int = 16) -> None:
+        self.serper, self.fetcher, self.folder = serper, fetcher, folder
+        self.refused: Counter[str] = Counter()
+        """How many pictures this process did not take, by reason; the cache's ledger has those of all."""
+        self._flights = Flights()
+        self._threads = ThreadPoolExecutor(side_by_side, "picture")
+        self._passing: dict[str, float] = {}
+
+    def search(self, query: str, top_k: int = 5) -> list[ImageHit]:
+        """Return at most top_k (1..20) results, best first; those whose picture is refused are passed over."""
+        limit = max(1, min(int(top_k), MOST_RESULTS))
+        rest = self.serper.ask("images", query, limit)
+        hits: dict[str, ImageHit] = {}
+        while rest and len(hits) < limit:  # as many at a time as are still missing: no picture is loaded for nothing
+            wave, rest = rest[: limit - len(hits)], rest[limit - len(hits) :]
+            for row, file in zip(wave, self._threads.map(lambda r: self.file(r["image"]), wave), strict=True):
+                if file is not None:
+                    hits.setdefault(file, ImageHit(title=row["title"], url=row["url"] or row["image"], file=file))
+        return list(hits.values())
+
+    def file(self, url: str) -> str | None:
+        """Return the `file` of the picture behind a URL, loading it when it is new; None when it is refused."""
+        return self._flights.share(url, lambda: self._file(url))
+
+    def _file(self, url: str) -> str | None:
+        cache, arguments = self.serper.cache, {"url": url}
+        known = cache.get("picture", "web", arguments)
+        if known is not None:
+            if "refused" in known:
+                self.refused[known["refused"]] += 1
+                return None
+            if (self.folder / known["file"]).is_file():
+                return WEB + str(known["file"])
+        clock = self.fetcher.net.clock
+        if clock() < self._passing.get(url, 0.0):
+            return None
+        start = clock()
+        try:
+            name = keep(*self.fetcher.fetch(url), self.folder)
+        except Refused as e:
+            self.refused[e.reason] += 1
+            if e.reason in PASSING:
+                self._passing[url] = clock() + 600  # the other rollouts of the request need not wait for it too
+            else:
+                cache.put("picture", "web", arguments, {"refused": e.reason}, seconds=0.0)
+            cache.note(f"web: {e.reason}", clock() - start)
+            return None
+        cache.put("picture", "web", arguments, {"file": name}, seconds=clock() - start)
+        return WEB + name

@@ -1,0 +1,128 @@
+"""A whole ablation, as small as it can be, with the real stages: two arms, one seed, killed and gone on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from genevolve.ablation import command
+from genevolve.ablation.arms import Arm, arm_settings, load_table
+from genevolve.ablation.results import Result, ResultError, read_result, recipe_of
+from genevolve.ablation.runner import Place, Stamp, Unit, plan
+from genevolve.errors import StageError
+from genevolve.settings import Settings
+
+from .parts import result
+
+SMALL = {"cycle": {"steps": 1, "requests_per_step": 2, "validation_k": 1, "patience": 0}, "sampling": {"k": 2}}
+
+
+@pytest.fixture
+def arms_file(project: Path, tmp_path: Path) -> Path:
+    raw = yaml.safe_load((project / "ablation.yaml").read_text())
+    path = tmp_path / "arms.yaml"
+    path.write_text(yaml.safe_dump({**raw, "common": SMALL}))
+    return path
+
+
+def same_again(result: Result) -> dict[str, Any]:
+    """What a result says, but for when it was written."""
+    return result.model_dump(exclude={"commit", "finished"})
+
+
+@pytest.mark.slow
+def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
+    in_project: Path, dataset: Path, tmp_path: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENEVOLVE_TRACKING", "off")
+    out, work = tmp_path / "results", tmp_path / "work"
+
+    def ablate(**given: Any) -> str:
+        where = {"out": out, "work": work, "dataset": dataset, "arms_file": arms_file}
+        return command.ablate(profile="tiny", seeds=1, arms="sft+grpo,full", jobs=1, **where, **given)
+
+    text = ablate()
+    assert "full " in text
+    assert (out / "report" / "ablation.html").exists()
+    found = {arm: read_result(out / f"{arm}-s1.json") for arm in ("sft+grpo", "full")}
+    for arm, r in found.items():
+        assert len(r.scores) == 6, arm
+        assert r.scores_second is not None and set(r.scores_second) == set(r.scores)
+        assert (r.rollouts, [row["rollouts"] for row in r.curve]) == (4, [0.0, 4.0])
+        assert {"validation_reward", "validation_valid"} <= set(r.curve[0])
+        assert {"hit_rate", "reward", "validation_reward"} <= set(r.curve[1])
+        assert set(r.seconds) == {"cold_start", "evolve", "bench"}
+    assert found["full"].settings["distill"]["lambda_sdl"] == 2
+    assert found["sft+grpo"].overrides == {"distill": {"lambda_sdl": 0}}
+    assert found["full"].curve[0] == found["sft+grpo"].curve[0]  # one cold start
+    assert found["full"].curve[1]["reward"] == found["sft+grpo"].curve[1]["reward"]  # the same first rollouts
+
+    before = {arm: same_again(r) for arm, r in found.items()}
+    (out / "full-s1.json").unlink()  # killed before its last step: the stages are there, the result is not
+    assert ablate() == text
+    assert {arm: same_again(read_result(out / f"{arm}-s1.json")) for arm in found} == before
+    html = (out / "report" / "ablation.html").read_text()
+    assert ablate(report_only=True, publish=True) == text
+    assert (out / "report" / "ablation.html").read_text() == html
+    assert json.loads(out.with_suffix(".json").read_text())["runs"] == 2
+
+    written = json.loads((out / "report" / "ablation.json").read_text())
+    assert written["arms"]["full"]["differences"]["sft+grpo"]["second"] is not None
+
+
+def units_of(arms: dict[str, Arm], place: Place, stamp: Stamp, **given: Any) -> list[Unit]:
+    return plan(load_table(), arms, place, stamp, profile="tiny", seeds=range(1, 3), **given)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "data", tmp_path / "work", tmp_path / "starts", tmp_path / "out")
+
+
+def test_a_plan_has_core_first_one_cold_start_a_seed_and_nothing_that_is_done(in_project: Path, place: Place) -> None:
+    table, stamp = load_table(), Stamp("c", "m", "d")
+    arms = {name: table.arms[name] for name in ("untuned", "k3", "full", "sft")}
+    titles = [u.title for u in units_of(arms, place, stamp)]
+    expected = ["cold-s1", "full-s1", "sft-s1", "cold-s2", "full-s2", "sft-s2"]
+    assert titles == [*expected, "untuned-s1", "k3-s1", "untuned-s2", "k3-s2"]
+    one_seed = {name: arm.model_copy(update={"seeds": 1}) for name, arm in arms.items()}
+    assert "full-s2" not in [u.title for u in units_of(one_seed, place, stamp, per_arm=True)]
+    only_base = {"untuned": table.arms["untuned"]}
+    assert [u.title for u in units_of(only_base, place, stamp)] == ["untuned-s1", "untuned-s2"]
+
+    settings = arm_settings(table, table.arms["full"], "tiny", 1)
+    result("full", 1, {"a": 1.0}, recipe=recipe_of(settings, "d")).write(place.out)
+    assert "full-s1" not in [u.title for u in units_of(arms, place, stamp)]
+    with pytest.raises(ResultError, match=r"full-s1\.json was made with other settings or data"):
+        units_of(arms, place, Stamp("c", "m", "other data"))
+
+
+def test_the_bars_work_counts_rollouts_validation_and_bench(in_project: Path) -> None:
+    table, sizes = load_table(), {"sft": 1000, "bench": 256, "validation": 48}
+    full = arm_settings(table, table.arms["full"], "embedded", 1)
+    assert Unit(1, full, "full", table.arms["full"]).work(sizes) == 256 + 480 + 6 * 2 * 48
+    assert Unit(1, full, "sft", table.arms["sft"]).work(sizes) == 256
+    assert Unit(1, full).work(sizes) == 1000
+
+
+@pytest.mark.slow
+def test_a_failed_cold_start_leaves_its_arms_out_and_the_command_says_so(
+    in_project: Path, dataset: Path, tmp_path: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENEVOLVE_TRACKING", "off")
+    raw = yaml.safe_load(arms_file.read_text())
+    raw["common"] = {**SMALL, "policy": {"base": str(tmp_path / "nowhere")}}
+    arms_file.write_text(yaml.safe_dump(raw))
+    where = {"out": tmp_path / "out", "work": tmp_path / "work", "dataset": dataset, "arms_file": arms_file}
+    with pytest.raises(StageError, match=r"2 runs failed \(cold-s1, sft-s1\).* needs base at .*nowhere"):
+        command.ablate(profile="tiny", seeds=1, arms="sft", jobs=1, **where)  # type: ignore[arg-type]
+
+
+def test_the_settings_of_a_result_are_whole(settings: Settings) -> None:
+    from genevolve.ablation.results import all_values
+
+    assert set(all_values(settings)) == set(type(settings).model_fields) - {"profile"}
