@@ -1,6 +1,6 @@
 """Proves the judges: gold pictures reach the top, blanks the bottom, each single corruption lowers its own dimension only.
 
-    python -m benchmarks.judge_calibration [--n N] [--data DIR] [--world DIR] [--seed S]
+    python -m benchmarks.judge_calibration [--n N] [--data DIR] [--world DIR] [--seed S] [--judge pixels|second]
 
 Without --data the requests are random scenes over `sft` entities (thresholds were tuned on such scenes and on nothing else);
 with --data the bench requests of a built dataset are judged against their own ground-truth pictures. Every picture is made
@@ -28,11 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genevolve.dataset.wording import gold_prompt
-from genevolve.judge.base import JudgeJob
+from genevolve.judge.base import ImageJudge, JudgeJob
 from genevolve.judge.kscore import reach
 from genevolve.judge.pixels import PixelJudge
+from genevolve.judge.second import SecondJudge, references_of
 from genevolve.judge.sufficiency import SufficiencyJudge
-from genevolve.records import Program, Reference, Request, Score
+from genevolve.records import Program, Reference, Request, Score, Split
 from genevolve.render.base import RenderJob
 from genevolve.render.compositor import Compositor, plan
 from genevolve.render.guess import OPPOSITE, misspell
@@ -68,11 +69,13 @@ class Case:
     seed: int = GENERATOR_SEED
 
 
-def calibrate(requests: Sequence[Request], world: World, gt_of: Callable[[Request], bytes]) -> dict[str, Any]:
-    """Return what the judges make of gold, blank and corrupted pictures of the requests (all must have scenes)."""
+def calibrate(
+    requests: Sequence[Request], world: World, gt_of: Callable[[Request], bytes], judge: ImageJudge
+) -> dict[str, Any]:
+    """Return what a judge makes of gold, blank and corrupted pictures of the requests (all must have scenes)."""
     from tqdm import tqdm
 
-    judge, generator = PixelJudge(), Compositor()
+    generator = Compositor()
     entity_of = {file: e.id for file, e in world.entity_of_file.items()}
     programs = SufficiencyJudge(entity_of)
     rows: dict[str, list[bool]] = defaultdict(list)
@@ -243,11 +246,11 @@ def random_requests(world: World, n: int, seed: int) -> list[Request]:
     return out
 
 
-def bench_requests(data: Path) -> tuple[list[Request], Callable[[Request], bytes]]:
-    """Return the bench requests of a dataset folder, and how to read their ground truths."""
+def dataset_requests(data: Path, split: Split) -> tuple[list[Request], Callable[[Request], bytes]]:
+    """Return the requests of one split of a dataset folder, and how to read their ground truths."""
     from genevolve.dataset.public import load_requests
 
-    return load_requests(data, "bench"), lambda r: (data / (r.gt_image or "")).read_bytes()
+    return load_requests(data, split), lambda r: (data / (r.gt_image or "")).read_bytes()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -258,6 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=None, help="a built dataset folder")
     parser.add_argument("--world", type=Path, default=None, help="a built world (default: built for this run)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the random scenes")
+    parser.add_argument("--split", choices=get_args(Split), default="bench", help="split of --data")
+    parser.add_argument("--judge", choices=("pixels", "second"), default="pixels", help="which image judge")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         place = options.world or Path(folder) / "world"
@@ -265,12 +270,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             build_world(place)
         world = World.open(place)
         if options.data is not None:
-            requests, gt_of = bench_requests(options.data)
+            requests, gt_of = dataset_requests(options.data, options.split)
             step = max(1, len(requests) // (options.n or len(requests)))  # evenly spaced: all tracks are met
             requests = requests[::step][: options.n]
         else:
             requests, gt_of = random_requests(world, options.n or 60, options.seed), _render_gt(world)
-        result = calibrate(requests, world, gt_of)
+        judge: ImageJudge = SecondJudge(references_of(world)) if options.judge == "second" else PixelJudge()
+        result = calibrate(requests, world, gt_of, judge)
     report(result)
 
 

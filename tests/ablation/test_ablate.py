@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from genevolve.ablation import command, runner
+from genevolve.ablation import command
 from genevolve.ablation.arms import Arm, arm_settings, load_table
 from genevolve.ablation.results import Result, ResultError, read_result, recipe_of
 from genevolve.ablation.runner import Place, Stamp, Unit, plan
@@ -51,7 +51,7 @@ def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
     found = {arm: read_result(out / f"{arm}-s1.json") for arm in ("sft+grpo", "full")}
     for arm, r in found.items():
         assert len(r.scores) == 6, arm
-        assert r.scores_second is None
+        assert set(r.scores_second or {}) == set(r.scores)
         assert (r.rollouts, [row["rollouts"] for row in r.curve]) == (4, [0.0, 4.0])
         assert {"validation_reward", "validation_valid"} <= set(r.curve[0])
         assert {"hit_rate", "reward", "validation_reward"} <= set(r.curve[1])
@@ -70,17 +70,8 @@ def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
     assert (out / "report" / "ablation.html").read_text() == html
     assert json.loads(out.with_suffix(".json").read_text())["runs"] == 2
 
-    from genevolve.judge.pixels import PixelJudge
-
-    monkeypatch.setattr("genevolve.stages.backends.make_second_judge", lambda settings, dataset: PixelJudge())
-    table = load_table(arms_file)
-    settings = arm_settings(table, table.arms["full"], "tiny", 1)
-    again = runner.second_scores(settings, dataset, work / "tiny" / "full-s1" / "bench")
-    assert again == found["full"].scores  # the first judge in the second one's place
-    ablate()  # nothing to run, but two results to ask the new judge about
-    assert read_result(out / "full-s1.json").scores_second == again
     written = json.loads((out / "report" / "ablation.json").read_text())
-    assert written["arms"]["full"]["differences"]["sft+grpo"]["judges_agree"]
+    assert written["arms"]["full"]["differences"]["sft+grpo"]["second"] is not None
 
 
 def units_of(arms: dict[str, Arm], place: Place, stamp: Stamp, **given: Any) -> list[Unit]:

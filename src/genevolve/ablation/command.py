@@ -9,7 +9,7 @@ from typing import Any
 from genevolve.ablation import results as files
 from genevolve.ablation.arms import Table, load_table
 from genevolve.ablation.report import write_report
-from genevolve.ablation.runner import Place, Stamp, add_second_scores, plan, run
+from genevolve.ablation.runner import Place, Stamp, plan, run
 from genevolve.errors import SettingsError, StageError
 from genevolve.profiles import load
 from genevolve.settings import Settings
@@ -71,7 +71,6 @@ def ablate(
         track = tracker()
         with track.cycle(f"ablation/{name}", {"profile": settings.profile, "arms": ",".join(chosen)}):
             failed = run(units, place, stamp, jobs) if units else {}
-            add_second_scores(place, settings)
             summary = _report(results, table, reports, publish, nothing=bool(failed))
             if summary is not None:
                 track.log_metrics({arm: a["kscore"] for arm, a in summary["arms"].items()})

@@ -202,7 +202,10 @@ def _work(unit: Unit, place: Place, stamp: Stamp) -> None:
 
 
 def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) -> files.Result:
-    """Evolve where the arm does, play the bench, and write the result."""
+    """Evolve where the arm does, play the bench, have both judges score it, and write the result."""
+    from genevolve.bench.rescore import rescore
+    from genevolve.stages.backends import make_second_judge
+
     folder, settings = place.work / unit.title, unit.settings
     start = place.start(unit.seed)
     seconds = {} if arm.policy == "base" else {"cold_start": _seconds(start)}
@@ -235,7 +238,7 @@ def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) ->
         seconds=seconds,
         rollouts=round(curve[-1]["rollouts"]) if curve else 0,
         scores=json.loads((folder / "bench" / "scores.json").read_text())["all"],
-        scores_second=second_scores(settings, place.dataset, folder / "bench"),
+        scores_second=rescore(folder / "bench", place.dataset, make_second_judge(settings, place.dataset)),
         valid=metrics["sampling"]["valid"],
         dimensions=metrics["summary"]["all"]["dimensions"],
         abilities={name: row["rate"] for name, row in metrics["skills"].items()},
@@ -249,53 +252,6 @@ def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) ->
 def _seconds(out: Path) -> float:
     """Return the time of the stage that made a folder, from the runner's note beside it."""
     return float(json.loads(out.with_name(f".{out.name}.done.json").read_text())["seconds"])
-
-
-def second_scores(settings: Settings, dataset: Path, bench: Path) -> dict[str, float | None] | None:
-    """Return a bench's scores by the judge that no reward comes from; None as a whole while there is no such judge.
-
-    It sees the pictures that the bench kept, so it can be asked again later. As with the first judge, a rollout without a
-    program scores 0 and a picture that the judge fails on is missing.
-    """
-    from genevolve.bench.score import bench_rows, overall_values
-    from genevolve.dataset.public import load_requests
-    from genevolve.judge.base import JudgeJob
-    from genevolve.records import Reward, Trajectory, read_jsonl
-    from genevolve.stages.backends import make_second_judge
-
-    judge = make_second_judge(settings, dataset)
-    if judge is None:
-        return None
-    played = [t for path in sorted((bench / "blocks").glob("*.jsonl")) for t in read_jsonl(path, Trajectory)]
-    by_id = {r.id: r for r in load_requests(dataset, "bench")}
-    drawn = [t for t in played if t.image]
-    jobs = [
-        JudgeJob(r, (bench / str(t.image)).read_bytes(), (dataset / str(r.gt_image)).read_bytes())
-        for t in drawn
-        for r in [by_id[t.request_id]]
-    ]
-    scores = {t.id: score for t, score in zip(drawn, judge.score(jobs), strict=True)}
-    judged = [t.model_copy(update={"reward": Reward(image=scores.get(t.id))}) for t in played]
-    return overall_values(bench_rows([by_id[t.request_id] for t in played], judged))
-
-
-def add_second_scores(place: Place, settings: Settings) -> list[str]:
-    """Give results from before there was a second judge its scores, where the bench they came from still lies here.
-
-    Returns the files it wrote. Without a second judge there is nothing to do.
-    """
-    from genevolve.stages.backends import make_second_judge
-
-    if make_second_judge(settings, place.dataset) is None:
-        return []
-    written = []
-    for result in files.read_results(place.out):
-        bench = place.work / f"{result.arm}-s{result.seed}" / "bench"
-        known = bench / "scores.json"
-        if result.scores_second is None and known.exists() and json.loads(known.read_text())["all"] == result.scores:
-            scores = second_scores(settings, place.dataset, bench)
-            written.append(str(result.model_copy(update={"scores_second": scores}).write(place.out)))
-    return written
 
 
 def mean(scores: Mapping[str, float | None]) -> float | None:

@@ -152,9 +152,11 @@ def make_judges(settings: Settings, dataset: Path) -> tuple[ImageJudge, ProgramJ
     return PixelJudge(), SufficiencyJudge(entity_of)
 
 
-def make_second_judge(settings: Settings, dataset: Path) -> ImageJudge | None:
-    """Return the judge of pictures that no reward comes from, None while there is none."""
-    return None
+def make_second_judge(settings: Settings, dataset: Path) -> ImageJudge:
+    """Return the judge of pictures that no reward comes from (`bench.rescore`)."""
+    from genevolve.judge.second import SecondJudge, references_of
+
+    return SecondJudge(references_of(world(dataset)))
 
 
 def make_embedder(settings: Settings) -> Embedder:
