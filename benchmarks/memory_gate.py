@@ -26,16 +26,16 @@ from genevolve.profiles import load
 from genevolve.records import Bundle, Request, Trajectory, read_jsonl
 from genevolve.stages.backends import make_embedder
 from genevolve.stages.crew import Crew, training_sampling
-from genevolve.stages.experience import MINILM_GATE
+from genevolve.stages.experience import MINILM_GATE, MINILM_KEY
 
 
 def mean_rewards(requests: Sequence[Request], played: Sequence[Trajectory]) -> np.ndarray:
-    """Return the mean total reward of each request's rollouts; a missing one is left out."""
+    """Return the mean total reward of each request's rollouts; a missing one is left out, nan where all are."""
     rewards: dict[str, list[float]] = {r.id: [] for r in requests}
     for t in played:
         if t.reward is not None and t.reward.total is not None:
             rewards[t.request_id].append(t.reward.total)
-    return np.array([np.mean(rewards[r.id]) for r in requests])
+    return np.array([np.mean(rewards[r.id]) if rewards[r.id] else np.nan for r in requests])
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
     settings = load(args.profile)
     requests = load_requests(args.data, "validation")
     bundles = list(read_jsonl(args.memory, Bundle))
-    to_key, embedder = KEYS["demands"], make_embedder(settings)
+    to_key, embedder = KEYS[MINILM_KEY], make_embedder(settings)
     cosines = (
         embedder.embed([to_key(r.question) for r in requests]) @ embedder.embed([to_key(b.question) for b in bundles]).T
     )
@@ -71,8 +71,12 @@ def main() -> None:
         means: dict[str, float] = {}
         for name, picks in chosen.items():
             gain = play({r.id: render_guide(bundles[i]) for r, i in zip(requests, picks, strict=True)}) - alone
-            means[name] = round(float(gain.mean()), 4)
-            pairs += [(float(cosines[row, i]), float(g)) for row, (i, g) in enumerate(zip(picks, gain, strict=True))]
+            means[name] = round(float(np.nanmean(gain)), 4)
+            pairs += [
+                (float(cosines[row, i]), float(g))
+                for row, (i, g) in enumerate(zip(picks, gain, strict=True))
+                if not np.isnan(g)
+            ]
     similarity, gains = np.array(pairs).T
     ranks = [np.argsort(np.argsort(v)) for v in (similarity, gains)]
     above = similarity >= MINILM_GATE
@@ -82,7 +86,7 @@ def main() -> None:
             {
                 "requests": len(requests),
                 "bundles": len(bundles),
-                "reward_alone": round(float(alone.mean()), 4),
+                "reward_alone": round(float(np.nanmean(alone)), 4),
                 "gain": means,
                 "rank_correlation": round(float(np.corrcoef(*ranks)[0, 1]), 3),
                 "calibrated": {

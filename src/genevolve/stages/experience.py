@@ -17,6 +17,8 @@ from genevolve.records import Bundle, Request, Trajectory, read_jsonl, write_jso
 from genevolve.settings import Settings
 from genevolve.stages.backends import make_embedder
 
+MINILM_KEY = "demands"
+"""What of a question is embedded, see `experience.memory.KEYS`."""
 MINILM_GATE = 0.75
 """Cosine gate for all-MiniLM-L6-v2 on `demands` keys. Ours, by eye from the study in docs/benchmarks.md; not calibrated on reward."""
 
@@ -38,7 +40,7 @@ def new_memory(settings: Settings) -> ExperienceMemory:
     """Return an empty memory with the profile's embedder, gate and capacity."""
     e = settings.experience
     return ExperienceMemory(
-        make_embedder(settings), MINILM_GATE if e.gate is None else e.gate, e.capacity, key="demands"
+        make_embedder(settings), MINILM_GATE if e.gate is None else e.gate, e.capacity, key=MINILM_KEY
     )
 
 
