@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from genevolve import cli
 from genevolve.cli import sentence
 from genevolve.errors import GenEvolveError
 
@@ -101,6 +102,23 @@ def test_doctor_says_what_a_missing_thing_blocks(tmp_path: Path, project: Path) 
     assert lines["base policy"].startswith("MISSING")
     assert "genevolve pretrain-base" in lines["base policy"]
     assert "flows not in" in lines["project folder"]
+
+
+def test_an_error_stands_on_a_line_of_its_own_below_an_open_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tqdm import tqdm
+
+    bars = []
+
+    def app() -> None:
+        bars.append(tqdm(total=2, file=sys.stderr))
+        raise GenEvolveError("too little of it")
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.splitlines()[-1] == "genevolve: too little of it"
 
 
 def test_sentences() -> None:

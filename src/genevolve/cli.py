@@ -229,11 +229,21 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("genevolve: stopped; the same command goes on from here")
     except Exception as error:
+        _close_bars()
         if os.environ.get("GENEVOLVE_DEBUG"):
             traceback.print_exc()
         else:
             print(f"genevolve: {sentence(error)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
+
+
+def _close_bars() -> None:
+    """End the lines of progress bars that an error left open: its sentence needs one of its own, for `flows/dvc.py` too."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()
 
 
 def sentence(error: Exception) -> str:
