@@ -1,6 +1,6 @@
 """The base's wired start: what its heads can do before any training, and what that is worth after a little.
 
-    python -m benchmarks.wired_start [--tokens 700000] [--groups 1 2 3 4] [--vocab 8192] [--cases 100]
+    python -m benchmarks.wired_start [--tokens 700000] [--groups 1 2 4] [--vocab 4096] [--cases 100]
 
 One model for each number of key-value groups: a head group looks that many tokens back (1: the stock start, nothing wired).
 `copies`: of random tokens that were read once before, the share said right. `tells_apart`: five lines of eight random
