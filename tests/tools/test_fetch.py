@@ -231,7 +231,6 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def test_https_names_the_host_and_verifies_it_though_an_address_is_dialled(tmp_path: Path) -> None:
-    pytest.importorskip("cryptography")
     pem, key = certificate(tmp_path, "pictures.example")
     inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     inside.load_cert_chain(pem, key)

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genevolve.errors import GenEvolveError
+from genevolve.files import write_whole
 from genevolve.records import Request
 from genevolve.scene import SKILL_OF
 from genevolve.settings import Settings
@@ -112,7 +113,7 @@ def read_result(path: Path) -> Result:
 
 def read_results(folder: Path) -> list[Result]:
     """Return all results of a folder, by arm and seed."""
-    paths = sorted(p for p in folder.glob("*-s*.json") if p.name != REQUESTS)
+    paths = folder.glob("*-s*.json")
     return sorted((read_result(p) for p in paths), key=lambda r: (r.arm, r.seed))
 
 
@@ -172,12 +173,8 @@ def read_requests(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside its place and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write JSON, keys sorted, whole or not at all."""
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def commit() -> str:
