@@ -20,10 +20,10 @@ from pydantic import SecretStr
 from genevolve.agent.format import answer_turn, call_turn
 from genevolve.agent.session import Session, Tools
 from genevolve.errors import SettingsError
+from genevolve.services.cache import BudgetError, CallCache
 from genevolve.settings import Settings
 from genevolve.stages import backends
 from genevolve.tools.base import SearchHit, ToolError
-from genevolve.tools.cache import BudgetError, CallCache
 from genevolve.tools.embedded import SkillTexts
 from genevolve.tools.fetch import Fetcher
 from genevolve.tools.serper import (

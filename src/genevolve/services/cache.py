@@ -23,7 +23,6 @@ from typing import Any
 
 from genevolve.errors import GenEvolveError
 from genevolve.records import Record
-from genevolve.tools.base import ToolError
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -38,6 +37,10 @@ CREATE TABLE IF NOT EXISTS turns (backend TEXT PRIMARY KEY, next REAL NOT NULL) 
 WAIT_SECONDS = 30.0
 LONGEST_TURN = 600.0
 """Seconds; a next turn further ahead than this was written by a clock that has been set back, and is not waited for."""
+
+
+class CacheError(GenEvolveError):
+    """The file of paid answers cannot be used."""
 
 
 class BudgetError(GenEvolveError):
@@ -83,7 +86,7 @@ class CallCache:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.executescript(SCHEMA)
             except (OSError, sqlite3.Error) as e:
-                raise ToolError(
+                raise CacheError(
                     f"{self.path}: the call cache cannot be opened ({e}); move it away to start a new one"
                 ) from e
             self._connection, self._owner = connection, os.getpid()
@@ -177,16 +180,16 @@ class CallCache:
         with self._turn() as connection:
             _note(connection, backend, seconds, 0, 0.0, cached=False)
 
-    def next_turn(self, backend: str, per_second: float, now: float) -> float:
+    def next_turn(self, backend: str, per_second: float, now: float, units: float = 1) -> float:
         """Take the next place in a queue of `per_second` calls, shared by all processes; return the seconds to wait.
 
-        `now` is Unix time.
+        `now` is Unix time. A call may take the room of several (`units`: its tokens, in a queue of tokens).
         """
         with self._turn(write=True) as connection:
             row = connection.execute("SELECT next FROM turns WHERE backend = ?", (backend,)).fetchone()
             planned = row[0] if row and row[0] <= now + LONGEST_TURN else now
             start = max(now, planned)
-            connection.execute("INSERT OR REPLACE INTO turns VALUES (?, ?)", (backend, start + 1 / per_second))
+            connection.execute("INSERT OR REPLACE INTO turns VALUES (?, ?)", (backend, start + units / per_second))
         return float(start - now)
 
     def spent(self, backend: str | None = None) -> Spent:

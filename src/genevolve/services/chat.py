@@ -1,0 +1,169 @@
+"""Chat completions of an OpenAI-compatible server: a text, or one JSON object of a promised form (ours).
+
+POST {url}/chat/completions with `model`, `messages`, `temperature`, `max_tokens`; pictures as data URLs. The shape is the
+common core of OpenAI, vLLM, SGLang and Gemini's compatible end point.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from genevolve.services.client import BadAnswer, CallError, Client, Paid
+
+M = TypeVar("M", bound=BaseModel)
+IMAGE_TOKENS = 1600
+"""Reserved in budget and token rate for a picture, before the server says what it took."""
+RAW = 100_000
+"""Most characters of an answer that are read."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question: what is said, in order, and how the answer is drawn."""
+
+    messages: tuple[dict[str, Any], ...]
+    temperature: float = 0.0
+    max_tokens: int = 4096
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further fields of the body (`seed`, `response_format`, `reasoning_effort`)."""
+
+
+def user(text: str, images: Sequence[tuple[str, bytes]] = ()) -> dict[str, Any]:
+    """Return a user message; each picture (PNG, JPEG or WebP bytes) stands behind its caption, before the text."""
+    if not images:
+        return {"role": "user", "content": text}
+    parts: list[dict[str, Any]] = []
+    for caption, data in images:
+        url = f"data:{_media_type(data)};base64,{base64.b64encode(data).decode()}"
+        parts += [{"type": "text", "text": caption}, {"type": "image_url", "image_url": {"url": url}}]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def system(text: str) -> dict[str, Any]:
+    return {"role": "system", "content": text}
+
+
+class Chat:
+    """One model of a server."""
+
+    def __init__(self, client: Client, model: str) -> None:
+        self.client, self.model = client, model
+
+    async def text(self, ask: Ask, *, family: str = "") -> str:
+        """Return the answer's text; the same question of a `family` is paid once. Raises as `Client.ask`."""
+        body = {"model": self.model, "messages": list(ask.messages), "temperature": ask.temperature}
+        body |= {"max_tokens": ask.max_tokens, **ask.extra}
+        size = sum(_size(m) for m in ask.messages)
+
+        def read(value: Any) -> Paid:
+            tokens_in, tokens_out = _usage(value, size, ask.max_tokens)
+            return Paid(_answer(value), tokens_in + tokens_out, self.client.endpoint.cost(tokens_in, tokens_out))
+
+        how = {"family": family, "tokens_in": size, "tokens_out": ask.max_tokens}
+        return str(await self.client.ask("/chat/completions", body, read, **how))
+
+    async def object(self, ask: Ask, form: type[M], *, family: str = "", tries: int = 3) -> tuple[M, str]:
+        """Return (the JSON object in the answer as a `form`, the raw answer).
+
+        An answer that is no such object, repaired where only its JSON is broken, is sent back with what was wrong, `tries`
+        questions in all. Raises CallError when none brought one, and as `Client.ask`.
+        """
+        said: list[dict[str, Any]] = []
+        wrong = ""
+        for _ in range(tries):
+            asked = Ask((*ask.messages, *said), ask.temperature, ask.max_tokens, ask.extra)
+            raw = await self.text(asked, family=family)
+            try:
+                return form.model_validate(found_object(raw)), raw
+            except (ValueError, ValidationError) as e:
+                wrong = _what_is_wrong(e)
+            said = [
+                {"role": "assistant", "content": raw[:2000]},
+                {"role": "user", "content": f"This cannot be used: {wrong}. Answer again with the JSON object alone."},
+            ]
+        raise CallError(f"no usable JSON in {tries} answers ({wrong})")
+
+
+def found_object(text: str) -> dict[str, Any]:
+    """Return the JSON object in a text: alone, in a code fence or between other words; slips of the pen are repaired.
+
+    Raises ValueError where there is none. Of several objects the last counts: models think before they answer.
+    """
+    from json_repair import repair_json
+
+    text = text[-RAW:]
+    decoder = json.JSONDecoder()
+    found: dict[str, Any] | None = None
+    at = text.find("{")
+    while at >= 0:
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            at = text.find("{", at + 1) if found is not None else -1
+            continue
+        found, at = (value if isinstance(value, dict) else found), text.find("{", end)
+    if found is not None:
+        return found
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        raise ValueError("there is no whole JSON object")  # a cut one is not completed: its rest would be invented
+    value = repair_json(text[start : end + 1], return_objects=True)
+    if not isinstance(value, dict) or not value:
+        raise ValueError("there is no JSON object")
+    return value
+
+
+def _what_is_wrong(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"field '{'.'.join(map(str, first['loc']))}': {first['msg']}"
+    return str(error)
+
+
+def _answer(value: Any) -> str:
+    """Return the text of a completion; raise BadAnswer for another form, an empty answer, or one cut by its length."""
+    try:
+        choice = value["choices"][0]
+        content = choice["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        raise BadAnswer("wrong form") from None
+    if isinstance(content, list):  # some servers answer in parts
+        content = "".join(str(p.get("text", "")) for p in content if isinstance(p, dict))
+    if not isinstance(content, str) or not content.strip():
+        raise BadAnswer("empty answer")
+    if choice.get("finish_reason") == "length":
+        raise BadAnswer("answer cut at max_tokens")
+    return content
+
+
+def _usage(value: Any, size: int, most: int) -> tuple[int, int]:
+    """Return (prompt, answer) tokens as the server counted them; what was reserved where it did not."""
+    usage = value.get("usage") if isinstance(value, dict) else None
+    counts = [usage.get(k) if isinstance(usage, dict) else None for k in ("prompt_tokens", "completion_tokens")]
+    first, second = (c if isinstance(c, int) and 0 <= c < 10**9 else None for c in counts)
+    return size if first is None else first, most if second is None else second
+
+
+def _size(message: dict[str, Any]) -> int:
+    """Return a high guess of a message's tokens: three characters each, and IMAGE_TOKENS a picture."""
+    content = message["content"]
+    if isinstance(content, str):
+        return len(content) // 3 + 8
+    texts = sum(len(p["text"]) for p in content if p["type"] == "text")
+    return texts // 3 + 8 + IMAGE_TOKENS * sum(p["type"] == "image_url" for p in content)
+
+
+def _media_type(data: bytes) -> str:
+    if data.startswith(b"\x89PNG"):
+        return "image/png"
+    if data.startswith(b"\xff\xd8"):
+        return "image/jpeg"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    raise CallError("a picture that is no PNG, JPEG or WebP")

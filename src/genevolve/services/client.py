@@ -1,0 +1,293 @@
+"""JSON over HTTP to a service that the user configured: asked once, again where that may help, paid once (ours).
+
+Many calls are under way on one event loop, in a thread of its own (`loop.py`); callers that are no coroutines use
+`Client.post`. What a stranger's server may send is bounded too, but addresses are not checked here as they are for
+downloads (`tools/fetch.py`): the user named this server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+
+from genevolve.services import loop
+from genevolve.services.cache import CallCache, call_key
+from genevolve.services.endpoint import Endpoint, ServiceError
+from genevolve.services.patience import AGAIN, Patience, retry_after
+
+T = TypeVar("T")
+MOST_BYTES = 64 * 2**20
+SAID = 300
+"""Most characters of a service's own error text that an error of ours repeats."""
+
+
+class CallError(Exception):
+    """A call failed for good; the sample it was for is missing. `reason` is short and holds no secret."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class BadAnswer(ValueError):
+    """Raised by a `read` function: the answer has not the promised form. The call is made again."""
+
+
+@dataclass(frozen=True)
+class Paid:
+    """What a read answer is worth keeping, and what it cost."""
+
+    value: Any
+    """any JSON value but null"""
+    tokens: int = 0
+    cost: float | None = None
+    """dollars; None: what was reserved"""
+
+
+class Client:
+    """One service for all threads and coroutines of a process."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        cache: CallCache,
+        *,
+        budget: float,
+        account: str,
+        patience: Patience | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        draw: Callable[[], float] = random.random,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """`budget`: dollars the account (one command) may spend; `draw` gives the jitter, 0..1; `now` is Unix time."""
+        self.endpoint, self.cache, self.budget, self.account = endpoint, cache, budget, account
+        self.patience = patience or Patience(attempts=6, attempt=300, total=1800)
+        self._sleep, self._draw, self._now = sleep, draw, now
+        self._disk = ThreadPoolExecutor(1, "ledger")
+        self._wire: httpx.AsyncClient | None = None
+        self._room: asyncio.Semaphore | None = None
+        self._owner: object = None
+        self._flights: dict[str, asyncio.Future[Any]] = {}
+
+    def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], Paid], **how: Any) -> Any:
+        """As `ask`, from code that is no coroutine."""
+        return loop.run(self.ask(path, body, read, **how))
+
+    async def ask(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        read: Callable[[Any], Paid],
+        *,
+        family: str = "",
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+    ) -> Any:
+        """POST `body` as JSON to the base URL + `path`; return the value that `read` makes of the JSON answer.
+
+        `read` raises BadAnswer for an answer it cannot use. `family` names the kind of call: a call of a family is paid
+        once, its value kept for ever under service, path and body; without one nothing is kept. The two numbers are the
+        most tokens the call may take: they are reserved in the budget and in the token rate. Raises CallError when this
+        call failed, ServiceError and BudgetError when the command cannot go on.
+        """
+        name = self.endpoint.name
+        arguments = {"url": self.endpoint.url, "path": path, "body": body}
+        price = self.endpoint.cost(tokens_in, tokens_out)
+        work = _Ask(path, json.dumps(body).encode(), arguments, read, family, tokens_in + tokens_out, price)
+        if not family:
+            return await self._paid(work)
+        key = call_key(family, name, arguments)
+        flying = self._flights.get(key)
+        if flying is not None:  # the loop is one thread: nothing comes between this look and the next line
+            return await asyncio.shield(flying)
+        flight = self._flights[key] = asyncio.get_running_loop().create_future()
+        flight.add_done_callback(lambda f: None if f.cancelled() else f.exception())  # perhaps nobody else waits for it
+        try:
+            value = await self._disk_call(self.cache.get, family, name, arguments)
+            if value is None:
+                value = await self._paid(work)
+            flight.set_result(value)
+            return value
+        except asyncio.CancelledError:
+            flight.cancel()
+            raise
+        except BaseException as e:
+            flight.set_exception(e)
+            raise
+        finally:
+            del self._flights[key]
+
+    async def _paid(self, ask: _Ask) -> Any:
+        """Make the call, again where that may help; store and return its value."""
+        async with self._open()[1]:
+            deadline = time.monotonic() + self.patience.total
+            for attempt in range(1, self.patience.attempts + 1):
+                deadline += await self._queue(ask.tokens)  # waiting in our own queue is no fault of the service
+                try:
+                    return await self._attempt(ask, deadline)
+                except _Lost as e:
+                    lost = e
+                pause = self.patience.pause(attempt, lost.wait, self._draw())
+                if attempt == self.patience.attempts or time.monotonic() + pause >= deadline:
+                    break
+                await self._sleep(pause)
+            raise CallError(f"the {self.endpoint.name} service does not answer ({lost.reason})")
+
+    async def _attempt(self, ask: _Ask, deadline: float) -> Any:
+        """Make the call once, charged before it is made; raise _Lost where another attempt may help."""
+        call = await self._disk_call(self.cache.reserve, self.endpoint.name, self.account, ask.price, self.budget)
+        start = time.monotonic()
+        seconds = max(0.001, min(deadline - start, self.patience.attempt))
+        cost = ask.price  # after a failure in the middle the service may have counted it, and so do we
+        try:
+            status, headers, answer = await _exchange(
+                self._open()[0], f"{self.endpoint.url}{ask.path}", ask.content, self.endpoint.headers(), seconds
+            )
+            if status == 200:
+                paid = ask.read(_json(answer))
+                await self._disk_call(self._keep, ask, paid, call, time.monotonic() - start)
+                return paid.value
+            cost = 0.0
+            if status not in AGAIN:
+                raise self._refusal(status, answer)
+            raise _Lost(f"HTTP {status}", wait=retry_after(headers, self._now(), self.patience.longest_wait))
+        except BadAnswer as e:
+            await self._disk_call(self._settle, call, time.monotonic() - start, cost)
+            raise _Lost(str(e)) from None
+        except (_Lost, CallError, ServiceError) as e:
+            cost = 0.0 if isinstance(e, _Lost) and e.free else cost
+            await self._disk_call(self._settle, call, time.monotonic() - start, cost)
+            raise
+
+    def _keep(self, ask: _Ask, paid: Paid, call: int, seconds: float) -> None:
+        cost = ask.price if paid.cost is None else paid.cost
+        if ask.family:
+            found: dict[str, Any] = {"seconds": seconds, "tokens": paid.tokens, "cost": cost, "call": call}
+            self.cache.put(ask.family, self.endpoint.name, ask.arguments, paid.value, **found)
+        else:
+            self.cache.settle(call, seconds=seconds, tokens=paid.tokens, cost=cost)
+
+    def _settle(self, call: int, seconds: float, cost: float) -> None:
+        self.cache.settle(call, seconds=seconds, cost=cost)
+
+    def _refusal(self, status: int, answer: bytes) -> Exception:
+        """Return the error of a status that will not change: the command's end for a key or an address, else this call's."""
+        name, said = self.endpoint.name, said_by(answer, self.endpoint)
+        if status in (401, 402, 403):
+            which = self.endpoint.variable("KEY")
+            return ServiceError(
+                f"The {name} service refused the key (HTTP {status}): check {which} and its credit.{said}"
+            )
+        if status in (404, 405) or 300 <= status < 400:
+            which = self.endpoint.variable("URL")
+            return ServiceError(
+                f"The {name} service does not know this (HTTP {status}): check {which} and the model.{said}"
+            )
+        return CallError(f"the {name} service refused the call (HTTP {status}){said}")
+
+    async def _queue(self, tokens: int) -> float:
+        """Wait for this call's turn: calls a second, and tokens a minute, over all processes; return the seconds waited."""
+        e = self.endpoint
+        turn = await self._disk_call(self.cache.next_turn, e.name, e.rate, self._now(), 1)
+        if e.tokens_per_minute and tokens:
+            speed = e.tokens_per_minute / 60
+            turn = max(
+                turn, await self._disk_call(self.cache.next_turn, f"{e.name} tokens", speed, self._now(), tokens)
+            )
+        if turn > 0:
+            await self._sleep(turn)
+        return turn
+
+    async def _disk_call(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run a call of the ledger's database off the event loop: it may wait for another process."""
+        return await asyncio.get_running_loop().run_in_executor(self._disk, work, *arguments)
+
+    def _open(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
+        """Return the connections of the running loop; they belong to one loop."""
+        running = asyncio.get_running_loop()
+        if self._wire is None or self._room is None or self._owner is not running:
+            limits = httpx.Limits(max_connections=self.endpoint.concurrency, max_keepalive_connections=None)
+            host = httpx.URL(self.endpoint.url).host
+            proxies = host not in ("localhost", "127.0.0.1", "::1")
+            self._wire = httpx.AsyncClient(limits=limits, timeout=None, trust_env=proxies)
+            self._room, self._owner = asyncio.Semaphore(self.endpoint.concurrency), running
+        return self._wire, self._room
+
+    def close(self) -> None:
+        """Close the connections; the client opens new ones when it is used again."""
+        wire, self._wire = self._wire, None
+        if wire is not None and self._owner is loop.current():
+            loop.run(wire.aclose())
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """One call, ready to be sent."""
+
+    path: str
+    content: bytes
+    arguments: Mapping[str, Any]
+    read: Callable[[Any], Paid]
+    family: str
+    tokens: int
+    price: float
+
+
+class _Lost(Exception):
+    """No usable answer came. `free`: the service cannot have counted the call; `wait`: seconds it asks for."""
+
+    def __init__(self, reason: str, free: bool = False, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.reason, self.free, self.wait = reason, free, wait
+
+
+async def _exchange(
+    wire: httpx.AsyncClient, url: str, content: bytes, headers: Mapping[str, str], seconds: float
+) -> tuple[int, dict[str, str], bytes]:
+    """Send one POST; return status, headers (lower-case names) and body, all within `seconds` and MOST_BYTES."""
+    sent = {**headers, "content-type": "application/json", "accept": "application/json"}
+    try:
+        async with asyncio.timeout(seconds), wire.stream("POST", url, content=content, headers=sent) as got:
+            body = bytearray()
+            async for chunk in got.aiter_bytes():
+                body += chunk
+                if len(body) > MOST_BYTES:
+                    raise _Lost("more bytes than allowed")
+            return got.status_code, {k.lower(): v for k, v in got.headers.items()}, bytes(body)
+    except TimeoutError:
+        raise _Lost("time") from None
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        raise _Lost("no connection", free=True) from None
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError):
+        raise _Lost("connection") from None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadAnswer("no JSON") from None
+
+
+def said_by(answer: bytes, endpoint: Endpoint) -> str:
+    """Return ' It says: ...' with the error text of an answer, shortened, printable and without the key; or ''."""
+    try:
+        value = json.loads(answer)
+    except (ValueError, RecursionError):
+        return ""
+    found = value.get("error", value) if isinstance(value, dict) else None
+    text = found.get("message", found.get("detail")) if isinstance(found, dict) else found
+    if not isinstance(text, str):
+        return ""
+    if endpoint.key is not None:
+        text = text.replace(endpoint.key.get_secret_value(), "***")
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * SAID]).split())
+    return f" It says: {line[:SAID]}" if line else ""

@@ -1,0 +1,222 @@
+"""A configured service is asked once, again where that may help, and what it costs is known. Real servers on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from genevolve.errors import SettingsError
+from genevolve.services import loop
+from genevolve.services.cache import BudgetError, CallCache
+from genevolve.services.client import BadAnswer, CallError, Client, Paid
+from genevolve.services.endpoint import Endpoint, ServiceError
+from genevolve.services.patience import Patience, retry_after
+from tests.tools.web import Reply, Server, endless, moved, reset, said, send, status
+
+SECRET = "sk-do-not-print-me"
+
+
+def read(value: Any) -> Paid:
+    if not isinstance(value, dict) or "n" not in value:
+        raise BadAnswer("wrong form")
+    return Paid(value["n"], tokens=7, cost=0.25)
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Iterator[Any]:
+    """Give a function that starts a server with a script and returns (client, server, seconds slept)."""
+    stack = []
+
+    def start(
+        script: Reply | list[Reply], budget: float = 100.0, patience: Patience | None = None, **fields: Any
+    ) -> Any:
+        server = Server({"/v1/do": script})
+        stack.append(server.running())
+        stack[-1].__enter__()
+        slept: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+
+        where = {"url": f"{server.url}/v1", "key": SecretStr(SECRET), "rate": 1e6} | fields
+        endpoint = Endpoint("judge", **where)
+        cache = CallCache(tmp_path / "calls.sqlite")
+        how = {"sleep": sleep, "draw": lambda: 1.0, "now": lambda: 1000.0 + sum(slept)}
+        client = Client(endpoint, cache, budget=budget, account="t", patience=patience or Patience(attempts=3), **how)
+        return client, server, slept
+
+    yield start
+    for running in stack:
+        running.__exit__(None, None, None)
+
+
+def test_a_call_of_a_family_is_made_once_and_its_price_is_kept(play: Any) -> None:
+    client, server, _ = play(said({"n": 3}))
+    assert [client.post("/do", {"a": 1}, read, family="judge") for _ in range(3)] == [3, 3, 3]
+    assert client.post("/do", {"a": 2}, read) == client.post("/do", {"a": 2}, read) == 3, (
+        "without a family nothing is kept"
+    )
+    assert len(server.requests) == 3
+    method, path, headers, body = server.requests[0]
+    assert (method, path, headers["authorization"], json.loads(body)) == (
+        "POST",
+        "/v1/do",
+        f"Bearer {SECRET}",
+        {"a": 1},
+    )
+    spent = client.cache.spent("judge")
+    assert (spent.calls, spent.cached, spent.cost, spent.tokens) == (5, 2, 0.75, 21)
+
+
+def test_equal_calls_at_the_same_time_are_one(play: Any) -> None:
+    client, server, _ = play([])
+    both = threading.Event()
+
+    def slowly(h: Any) -> None:
+        both.wait(20)
+        said({"n": 3})(h)
+
+    server.script["/v1/do"] = [slowly]
+
+    async def many() -> list[Any]:
+        tasks = [asyncio.create_task(client.ask("/do", {"a": 1}, read, family="judge")) for _ in range(20)]
+        while not server.requests:
+            await asyncio.sleep(0.005)
+        both.set()
+        return await asyncio.gather(*tasks)
+
+    assert loop.run(many()) == [3] * 20
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "slept", "cost"),
+    [
+        ([status(429, Retry_After="7")], [7.0], 0.25),
+        ([status(429, Retry_After="Thu, 01 Jan 1970 00:16:45 GMT")], [5.0], 0.25),
+        ([status(503, Retry_After="86400")], [30.0], 0.25),
+        ([status(500), status(502)], [0.5, 1.0], 0.25),
+        ([reset], [0.5], 1.25),
+        ([send(b'{"n": ', length=6)], [0.5], 1.25),
+        ([send(b'{"n": ', length=99)], [0.5], 1.25),
+        ([send(b"<html>Sign in</html>", Content_Type="text/html")], [0.5], 1.25),
+        ([send(b"[" * 100_000)], [0.5], 1.25),
+        ([said({"other": 1})], [0.5], 1.25),
+    ],
+)
+def test_a_passing_fault_is_waited_out(play: Any, bad: list[Reply], slept: list[float], cost: float) -> None:
+    client, _, waited = play([*bad, said({"n": 3})], usd_call=1.0)
+    assert client.post("/do", {}, read, family="judge") == 3
+    assert waited == slept
+    assert client.cache.spent().cost == cost, "what may have been counted is counted"
+
+
+@pytest.mark.parametrize(
+    ("reply", "says", "requests"),
+    [
+        (status(500), "HTTP 500", 3),
+        (said([]), "wrong form", 3),
+        (reset, "connection", 3),
+        (
+            status(400, b'{"error": {"message": "Too long\\u0007 for sk-do-not-print-me"}}'),
+            r"HTTP 400\) It says: Too long for \*\*\*",
+            1,
+        ),
+        (status(422, b"<html>"), r"HTTP 422\)$", 1),
+    ],
+)
+def test_a_lasting_fault_is_this_calls_and_nothing_is_kept(play: Any, reply: Reply, says: str, requests: int) -> None:
+    client, server, _ = play(reply)
+    with pytest.raises(CallError, match=says):
+        client.post("/do", {}, read, family="judge")
+    assert len(server.requests) == requests
+    server.script["/v1/do"] = [said({"n": 3})]
+    assert client.post("/do", {}, read, family="judge") == 3
+
+
+@pytest.mark.parametrize("reply", [status(401), status(403), status(402), status(404), moved("http://127.0.0.1:1/")])
+def test_a_refused_key_or_address_ends_the_command(play: Any, reply: Reply) -> None:
+    client, server, _ = play(reply)
+    with pytest.raises(ServiceError, match="check GENEVOLVE_JUDGE_"):
+        client.post("/do", {}, read, family="judge")
+    assert len(server.requests) == 1
+    assert client.cache.spent().cost == 0
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\n\r\n{", b"HTTP/1.1 200 OK\r\nX: "])
+def test_a_drip_and_a_hang_are_cut_off(play: Any, start: bytes) -> None:
+    client, server, _ = play(endless(start), patience=Patience(attempts=1, attempt=0.2))
+    with pytest.raises(CallError, match=r"time|connection"):  # h11 refuses headers without end
+        client.post("/do", {}, read)
+    server.script["/v1/do"] = [server.hang()]
+    with pytest.raises(CallError, match="time"):
+        client.post("/do", {}, read)
+
+
+def test_a_server_that_is_not_there_costs_nothing(play: Any) -> None:
+    client, _, slept = play([], usd_call=1.0, url="http://127.0.0.1:9/v1")
+    with pytest.raises(CallError, match="no connection"):
+        client.post("/do", {}, read)
+    assert slept == [0.5, 1.0]
+    assert client.cache.spent().cost == 0
+
+
+def test_the_budget_stops_before_it_is_passed(play: Any) -> None:
+    client, server, _ = play(said({"n": 3}), budget=1.0, usd_in=100_000.0, usd_out=200_000.0)
+    assert client.post("/do", {"a": 1}, read, tokens_in=2, tokens_out=4) == 3  # .2 + .8 reserved, .25 paid
+    with pytest.raises(BudgetError):
+        client.post("/do", {"a": 2}, read, tokens_in=2, tokens_out=4)
+    assert len(server.requests) == 1
+
+
+def test_calls_have_a_rate(play: Any) -> None:
+    client, _, slept = play(said({"n": 3}), rate=4.0)
+    for a in range(3):
+        client.post("/do", {"a": a}, read)
+    assert slept == [0.25, 0.25]
+
+
+def test_tokens_have_a_rate(play: Any) -> None:
+    client, _, slept = play(said({"n": 3}), tokens_per_minute=600.0, rate=1e6)
+    for a in range(2):
+        client.post("/do", {"a": a}, read, tokens_in=5, tokens_out=15)
+    assert slept == pytest.approx([2.0])
+
+
+def test_one_error_ends_the_others_and_is_raised_itself(play: Any) -> None:
+    client, _, _ = play(status(401))
+    with pytest.raises(ServiceError):
+        loop.gather(client.ask("/do", {"a": a}, read) for a in range(4))
+
+
+def test_the_environment_says_where_and_a_wrong_word_is_a_sentence() -> None:
+    where = {"GENEVOLVE_JUDGE_URL": "https://a.example/v1/", "OPENAI_API_KEY": SECRET, "GENEVOLVE_JUDGE_TPM": "60000"}
+    found = Endpoint.from_environment("judge", key="OPENAI_API_KEY", environment=where)
+    assert (found.url, found.tokens_per_minute, found.key) == ("https://a.example/v1", 60000, SecretStr(SECRET))
+    assert SECRET not in repr(found)
+    assert found.headers() == {"authorization": f"Bearer {SECRET}"}
+    near = where | {"GENEVOLVE_JUDGE_URL": "http://10.1.2.3:8000/v1"}
+    assert Endpoint.from_environment("judge", environment=near).key is None
+    for wrong, says in (
+        ({"GENEVOLVE_JUDGE_URL": ""}, "GENEVOLVE_JUDGE_URL is not set"),
+        ({"GENEVOLVE_JUDGE_URL": "http://a.example/v1"}, "must begin with https"),
+        ({"GENEVOLVE_JUDGE_URL": "ftp://a.example"}, "must be like"),
+        ({"GENEVOLVE_JUDGE_URL": "https://u:p@a.example"}, "must be like"),
+        ({"GENEVOLVE_JUDGE_RATE": "fast"}, "GENEVOLVE_JUDGE_RATE must be a number"),
+        ({"GENEVOLVE_JUDGE_KEY": "two words"}, "GENEVOLVE_JUDGE_KEY holds spaces"),
+    ):
+        with pytest.raises(SettingsError, match=says):
+            Endpoint.from_environment("judge", key="OPENAI_API_KEY", environment=where | wrong)
+
+
+def test_retry_after_reads_numbers_and_dates() -> None:
+    assert retry_after({"retry-after": "1.5"}, 0, 30) == 1.5
+    assert retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:10 GMT"}, 4, 30) == 6
+    assert retry_after({"retry-after": "-4"}, 0, 30) == retry_after({}, 0, 30) == 0
