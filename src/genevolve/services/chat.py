@@ -65,7 +65,7 @@ class Chat:
             tokens_in, tokens_out = _usage(value, size, ask.max_tokens)
             return Paid(_answer(value), tokens_in + tokens_out, self.client.endpoint.cost(tokens_in, tokens_out))
 
-        how = {"family": family, "tokens_in": size, "tokens_out": ask.max_tokens}
+        how: dict[str, Any] = {"family": family, "tokens_in": size, "tokens_out": ask.max_tokens}
         return str(await self.client.ask("/chat/completions", body, read, **how))
 
     async def object(self, ask: Ask, form: type[M], *, family: str = "", tries: int = 3) -> tuple[M, str]:
