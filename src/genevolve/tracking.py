@@ -76,6 +76,7 @@ def _mlflow(uri: str) -> Any:
     mlflow.set_registry_uri(uri)
     # It writes a page of traces for every error that it also raises; what is raised is told by whoever catches it.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("mlflow.tracing.export.async_export_queue").setLevel(logging.WARNING)  # "Flushing ..." at the end
     return mlflow
 
 
