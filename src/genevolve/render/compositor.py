@@ -66,4 +66,3 @@ def draw(plan: Plan, references: Sequence[bytes]) -> Image.Image:
 def _over(canvas: Image.Image, picture: Image.Image, left: int, top: int) -> None:
     """Lay a picture over the canvas; what reaches beyond its left or upper edge (shadow room only) is cut."""
     canvas.alpha_composite(picture, (max(0, left), max(0, top)), (max(0, -left), max(0, -top)))
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from genevolve.tools.picture import Refused, Size, decode
 
@@ -14,6 +14,18 @@ MULTIPLE = 16
 """Width and height of a generated picture are multiples of this: 8 pixels a latent, 2 latents a patch. [R]"""
 DRAWING_SIDE = 1024
 """Pixels a side at which a drawing (SVG) of the embedded world is shown to a model."""
+
+
+class Sent(NamedTuple):
+    """A reference as a service takes it."""
+
+    data: bytes
+    kind: str
+    """its media type"""
+    size: tuple[int, int]
+    """width and height in pixels"""
+
+
 REFERENCE = Size(long_side=2048, short_side=16)
 RENDERED = Size(long_side=4096, short_side=16)
 
@@ -44,17 +56,17 @@ def _drawing(data: bytes) -> Image.Image:
     return raster(document(DRAWING_SIDE, DRAWING_SIDE, f'<g transform="scale({scale:.6f})">{art.body}</g>'))
 
 
-def for_wire(data: bytes) -> tuple[bytes, str]:
-    """Return a reference as (bytes, media type) that any service reads: PNG and JPEG as they are, the rest as PNG.
+def for_wire(data: bytes) -> Sent:
+    """Return a reference in a form that any service reads: PNG and JPEG as they are, the rest as PNG.
 
     Raises Refused for what is no sound picture, so that no call is made in vain.
     """
     image = reference(data)
     if data.startswith(b"\x89PNG"):
-        return data, "image/png"
+        return Sent(data, "image/png", image.size)
     if data.startswith(b"\xff\xd8"):
-        return data, "image/jpeg"
-    return png(image), "image/png"
+        return Sent(data, "image/jpeg", image.size)
+    return Sent(png(image), "image/png", image.size)
 
 
 def rendered(data: bytes) -> bytes:

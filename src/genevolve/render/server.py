@@ -18,10 +18,11 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, SecretStr, ValidationError
@@ -67,9 +68,7 @@ class Ask(BaseModel):
     run_seed: int | None = Field(default=None, ge=0, lt=2**63)
 
     def job(self, references: Sequence[bytes]) -> RenderJob:
-        wish = Options(
-            self.width, self.height, self.num_inference_steps, self.true_cfg_scale, self.negative_prompt
-        )
+        wish = Options(self.width, self.height, self.num_inference_steps, self.true_cfg_scale, self.negative_prompt)
         if self.request_id is not None and self.run_seed is not None:
             return RenderJob(self.request_id, self.prompt, tuple(references), self.run_seed, wish)
         return RenderJob("", self.prompt, tuple(references), self.seed or 0, wish)
@@ -145,7 +144,9 @@ class Desk:
             except WorkerLost as e:
                 log.error("worker %d is lost: %s", number, e)
                 if not future.done():
-                    future.set_exception(Refusal(500, "The generator's process was lost; the program may be sent again."))
+                    future.set_exception(
+                        Refusal(500, "The generator's process was lost; the program may be sent again.")
+                    )
                 await self._again(number)
             else:
                 self._seconds += 0.2 * (time.monotonic() - start - self._seconds)
@@ -262,7 +263,9 @@ def _ask(body: bytes, limits: Limits) -> Ask:
 def _reference(number: int, url: str) -> bytes:
     head, comma, data = url.partition(",")
     if not comma or not re.fullmatch(r"data:image/[a-z0-9.+-]{1,40};base64", head, re.IGNORECASE):
-        raise Refusal(422, f"image_urls: picture {number} must be a data URI (data:image/png;base64,...); no address is followed.")
+        raise Refusal(
+            422, f"image_urls: picture {number} must be a data URI (data:image/png;base64,...); no address is followed."
+        )
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
@@ -304,9 +307,11 @@ def start_all(workers: Sequence[Worker]) -> None:
         raise
 
 
-def serve(app: FastAPI, host: str, port: int, *, limits: Limits, on_ready: Callable[[int], None]) -> None:
-    """Serve until SIGINT or SIGTERM; then no new caller is let in, and jobs get two minutes to end."""
-    import uvicorn
+def server(app: FastAPI, host: str, port: int, limits: Limits, on_ready: Callable[[int], None]) -> uvicorn.Server:
+    """Return the server; its `run` serves until SIGINT or SIGTERM, lets no new caller in then, and ends jobs in two minutes.
+
+    `on_ready` is told the port once callers are let in.
+    """
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
@@ -325,5 +330,4 @@ def serve(app: FastAPI, host: str, port: int, *, limits: Limits, on_ready: Calla
         timeout_graceful_shutdown=120,
         server_header=False,
     )
-    with suppress(KeyboardInterrupt):
-        Server(config).run()
+    return Server(config)
