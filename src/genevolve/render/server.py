@@ -93,7 +93,9 @@ class Desk:
         self.workers, self.limits = list(workers), limits
         self.up = [True] * len(self.workers)
         self.busy = 0
-        self._queue: asyncio.Queue[tuple[RenderJob, asyncio.Future[bytes | None]]] = asyncio.Queue(limits.queue)
+        self._queue: asyncio.Queue[tuple[RenderJob, asyncio.Future[bytes | None]]] = asyncio.Queue()
+        self._waiting: set[asyncio.Future[bytes | None]] = set()
+        """jobs in the queue whose callers are still there"""
         self._threads = ThreadPoolExecutor(len(self.workers), "worker")
         self._seconds = 10.0
         """a running mean of a picture's"""
@@ -101,7 +103,7 @@ class Desk:
 
     @property
     def waiting(self) -> int:
-        return self._queue.qsize()
+        return len(self._waiting)
 
     def wait(self) -> int:
         """Return the seconds after which a caller may find room."""
@@ -112,11 +114,12 @@ class Desk:
         """Return the future picture of a job; raise Refusal when there is no room, or nobody to draw."""
         if not any(self.up):
             raise Refusal(503, "No generator is running; one is being started.", 30)
+        if self.waiting >= self.limits.queue:
+            raise Refusal(503, f"The queue of {self.limits.queue} programs is full.", self.wait())
         future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
-        try:
-            self._queue.put_nowait((job, future))
-        except asyncio.QueueFull:
-            raise Refusal(503, f"The queue of {self.limits.queue} programs is full.", self.wait()) from None
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        self._queue.put_nowait((job, future))
         return future
 
     def open(self) -> None:
@@ -137,6 +140,7 @@ class Desk:
             job, future = await self._queue.get()
             if future.done():  # its caller has gone
                 continue
+            self._waiting.discard(future)
             start = time.monotonic()
             self.busy += 1
             try:
