@@ -43,7 +43,9 @@ def passes(generator: Diffusers, kind: str, job: RenderJob) -> int:
     return count
 
 
-def test_programs_with_and_without_references_go_to_their_pipelines_and_come_back_in_order(generator: Diffusers) -> None:
+def test_programs_with_and_without_references_go_to_their_pipelines_and_come_back_in_order(
+    generator: Diffusers,
+) -> None:
     jobs = [
         RenderJob("a", "A red flag.", (RED,), 1),
         RenderJob("b", "A flag.", (), 1),
@@ -80,7 +82,9 @@ def test_true_cfg_is_really_computed_and_steps_are_counted(generator: Diffusers)
 
 
 def test_a_drawing_of_the_embedded_world_is_a_reference_too(generator: Diffusers) -> None:
-    svg = b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><rect width="60" height="40" fill="#00f"/></svg>'
+    svg = (
+        b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 72 72"><rect width="60" height="40" fill="#00f"/></svg>'
+    )
     drawn, bad = generator.render([RenderJob("a", "It.", (svg,), 1), RenderJob("a", "It.", (b"<svg>",), 1)])
     assert opened(drawn).size == (64, 64)
     assert bad is None

@@ -114,7 +114,9 @@ def test_after_a_fault_the_program_is_sent_again(api: Api, name: str) -> None:
     assert opened(drawn).size == (64, 48)
     assert api.slept == [{"429": 7.0, "503": 9.0}.get(name, 0.5)]
     refused = name in ("429", "500", "503")
-    assert api.cache.spent("gemini").cost == pytest.approx(0.134 if refused else 0.268), "what may be counted is counted"
+    assert api.cache.spent("gemini").cost == pytest.approx(0.134 if refused else 0.268), (
+        "what may be counted is counted"
+    )
 
 
 @pytest.mark.faults

@@ -255,7 +255,9 @@ def test_a_picture_that_is_being_drawn_at_the_end_still_arrives(tmp_path: Path) 
     assert answers[0].json()["success"] is True
 
 
-@pytest.mark.parametrize(("make", "said"), [(broken, "There is no such model."), (dead, "the process that loads it died")])
+@pytest.mark.parametrize(
+    ("make", "said"), [(broken, "There is no such model."), (dead, "the process that loads it died")]
+)
 def test_a_generator_that_does_not_load_is_one_sentence_and_no_process(
     tmp_path: Path, make: Callable[[], Any], said: str
 ) -> None:

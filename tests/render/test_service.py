@@ -82,7 +82,9 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_our_server_draws_through_the_client_what_the_compositor_draws_here(bench: Bench, tmp_path: Path) -> None:
-    jobs = [RenderJob(f"r{i}", "The first reference image, whole and unaltered.", (r,), i) for i, r in ((1, PNG), (2, JPEG))]
+    jobs = [
+        RenderJob(f"r{i}", "The first reference image, whole and unaltered.", (r,), i) for i, r in ((1, PNG), (2, JPEG))
+    ]
     jobs += [RenderJob("r3", "Only lettering: the exact text 'HI'.", (), 3), RenderJob("r4", "nothing to see", (), 4)]
     with serving(tmp_path, [partial(Scripted, tmp_path)] * 2, token=KEY) as running:
         pictures = bench.service(running.url).render(jobs)
@@ -238,12 +240,12 @@ def test_no_more_programs_than_allowed_are_under_way(bench: Bench) -> None:
 
 
 def test_the_environment_names_one_server_or_several() -> None:
-    found = endpoints({"GENEVOLVE_RENDER_URL": "http://10.0.0.5:8001/, http://10.0.0.6:8001", "GENEVOLVE_RENDER_KEY": "k"})
+    found = endpoints(
+        {"GENEVOLVE_RENDER_URL": "http://10.0.0.5:8001/, http://10.0.0.6:8001", "GENEVOLVE_RENDER_KEY": "k"}
+    )
     assert [e.url for e in found] == ["http://10.0.0.5:8001", "http://10.0.0.6:8001"]
     assert found[0].headers() == {"authorization": "Bearer k"}
     with pytest.raises(SettingsError, match="GENEVOLVE_RENDER_URL is not set"):
         endpoints({})
     with pytest.raises(SettingsError, match="GENEVOLVE_RENDER_URL must begin with https://"):
         endpoints({"GENEVOLVE_RENDER_URL": "http://example.org", "GENEVOLVE_RENDER_KEY": "k"})
-
-

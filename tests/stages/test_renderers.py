@@ -43,7 +43,11 @@ def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_settings_that_came_later_stand_in_no_old_recipe() -> None:
     for name in ("embedded", "tiny"):
-        assert profile(name=name).section_values("render")["render"] == {"backend": "compositor", "model": "", "size": 320}
+        assert profile(name=name).section_values("render")["render"] == {
+            "backend": "compositor",
+            "model": "",
+            "size": 320,
+        }
     assert profile("render.steps=20").section_values("render")["render"]["steps"] == 20
 
 
