@@ -28,12 +28,13 @@ class Worker:
         """Start the process and wait until its generator is ready; raise RenderError, one sentence, when it never is."""
         self.stop()
         context = multiprocessing.get_context("spawn")
-        self._wire, theirs = context.Pipe()
+        wire, theirs = context.Pipe()
+        self._wire = wire  # `stop`, called by another thread, takes the attribute away; this name stays
         self._process = context.Process(target=_serve, args=(self._make, theirs), daemon=True)
         self._process.start()
         theirs.close()  # else the end of the process would not be the end of the pipe
         try:
-            said = self._wire.recv()
+            said = wire.recv()
         except (EOFError, OSError):
             said = "the process that loads it died, most likely of too little memory"
         if said is not None:
@@ -42,13 +43,14 @@ class Worker:
 
     def render(self, job: RenderJob, seconds: float) -> bytes | None:
         """Return the job's PNG, or None where the generator drew nothing; raise WorkerLost."""
-        if self._wire is None:
+        wire = self._wire
+        if wire is None:
             raise WorkerLost("it is not running")
         try:
-            self._wire.send(job)
-            if not self._wire.poll(seconds):
+            wire.send(job)
+            if not wire.poll(seconds):
                 raise WorkerLost(f"a program took longer than {seconds:g} s")
-            picture, fault = self._wire.recv()
+            picture, fault = wire.recv()
         except (EOFError, OSError):
             self.stop()
             raise WorkerLost("its process died") from None
