@@ -163,6 +163,22 @@ def doctor(profile: Profile = None) -> None:
         raise typer.Exit(1)
 
 
+@app.command("serve-renderer")
+def serve_renderer(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8001,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many, a process each (default: all of them).")] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Programs that may wait; beyond them callers get a 503.")] = 32,
+    profile: Profile = None,
+    set_: Set = None,
+) -> None:
+    """Serve the profile's generator over HTTP (POST /generate, GET /health); a token: GENEVOLVE_RENDER_KEY."""
+    settings = _settings(profile, None, set_)
+    from genevolve.stages.serve_renderer import run
+
+    run(settings, host=host, port=port, gpus=gpus, queue=queue, say=lambda line: typer.echo(line, err=True))
+
+
 @app.command()
 def world(
     out: Annotated[Path, typer.Option(help="Where the world goes.")] = Path("build/world"),

@@ -108,6 +108,7 @@ def _profile(profile: str | None) -> Iterator[Finding]:
         blocks = "the cold start: `genevolve pretrain-base` makes one"
         yield Finding("base policy", found, str(base), blocks)
     yield _search_service(settings)
+    yield from _generator(settings)
 
 
 def _search_service(settings: Settings) -> Finding:
@@ -123,6 +124,13 @@ def _search_service(settings: Settings) -> Finding:
         return Finding("search service", not users, said, f"{' and '.join(users)}: export {KEY}=...")
     budget = f", budget ${settings.world.budget_usd:g} a command at ${service.usd:g} a call" if users else ""
     return Finding("search service", True, f"{KEY} is set, {service.url}; {needed}{budget}")
+
+
+def _generator(settings: Settings) -> Iterator[Finding]:
+    from genevolve.render.ready import look
+
+    for finding in look(settings):
+        yield Finding(*finding)
 
 
 def _assets() -> Iterator[Finding]:

@@ -25,6 +25,9 @@ SWITCHES = {
 """Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no fingerprint, so that a
 ledger written before there was such a switch still names the same runs."""
 
+ADDED = {"render": ("text_model", "steps", "true_cfg")}
+"""Fields that came after the first ledgers; they are left out at their defaults for the same reason."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -116,7 +119,13 @@ class Render(Section):
     model: str = ""
     """The generator's model name, where the back end has several."""
     size: int = Field(ge=64, le=4096)
-    """Side of the picture in pixels."""
+    """Long side of the picture in pixels. [R]: 1,024"""
+    text_model: str = "Qwen/Qwen-Image"
+    """`diffusers`: what draws a program without references; a model's name or a folder. [ours]"""
+    steps: int = Field(default=40, ge=1, le=200)
+    """`diffusers`, `service`: denoising steps. [R]: 40"""
+    true_cfg: float = Field(default=4.0, ge=0, le=30)
+    """`diffusers`, `service`: scale of true classifier-free guidance; 1 or less switches it off. [R]: 4"""
 
 
 class Judge(Section):
@@ -252,7 +261,7 @@ class Settings(Section):
     def _left_out(self, name: str) -> set[str]:
         section = getattr(self, name)
         fields = type(section).model_fields
-        idle = {f for f in SWITCHES.get(name, ()) if getattr(section, f) == fields[f].default}
+        idle = {f for f in (*SWITCHES.get(name, ()), *ADDED.get(name, ())) if getattr(section, f) == fields[f].default}
         return idle | (set(DERIVED) if name == "distill" else set())
 
     def fingerprint(self) -> str:

@@ -7,7 +7,6 @@ of them; Pillow lays them over each other at whole pixels.
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from genevolve.render import scenery
 from genevolve.render.base import RenderJob
 from genevolve.render.guess import Plan, decide
 from genevolve.render.layout import cells, subject_boxes
+from genevolve.render.pictures import png
 from genevolve.render.program import parse_prompt
 from genevolve.render.sprite import aspect, sprite
 from genevolve.render.style import BANNER, subject_zone
@@ -34,7 +34,7 @@ class Compositor:
         pictures: list[bytes | None] = []
         for job in jobs:
             try:
-                pictures.append(_png(draw(plan(job), job.references)))
+                pictures.append(png(draw(plan(job), job.references)))
             except ValueError as e:
                 log.warning("request %s: the picture could not be drawn (%s)", job.request_id, e)
                 pictures.append(None)
@@ -66,9 +66,3 @@ def draw(plan: Plan, references: Sequence[bytes]) -> Image.Image:
 def _over(canvas: Image.Image, picture: Image.Image, left: int, top: int) -> None:
     """Lay a picture over the canvas; what reaches beyond its left or upper edge (shadow room only) is cut."""
     canvas.alpha_composite(picture, (max(0, left), max(0, top)), (max(0, -left), max(0, -top)))
-
-
-def _png(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "PNG", compress_level=3)
-    return out.getvalue()

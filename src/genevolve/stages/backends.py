@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genevolve.errors import SettingsError
+from genevolve.render.ready import check_renderer
 
 if TYPE_CHECKING:
     from genevolve.agent.session import Tools
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from genevolve.judge.base import ImageJudge, ProgramJudge
     from genevolve.render.base import Renderer
     from genevolve.services.client import Client
+    from genevolve.services.endpoint import Endpoint
+    from genevolve.services.patience import Patience
     from genevolve.settings import Settings
     from genevolve.tools.base import ImageSearch, Search
     from genevolve.tools.fetch import Fetcher
@@ -26,6 +29,8 @@ WORLD = "world"
 """Where the dataset folder keeps the embedded world."""
 STORE_VARIABLE, STORE = "GENEVOLVE_WEB", ".cache/web"
 """Where paid answers (calls.sqlite) and pictures from the web (images/) lie: beside the stages, for all of them."""
+RENDERS = "renders"
+"""Below the store: pictures of generators behind HTTP."""
 COMMAND_VARIABLE = "GENEVOLVE_COMMAND"
 """Names the command on whose account calls are paid; its child processes inherit it."""
 
@@ -33,7 +38,7 @@ COMMAND_VARIABLE = "GENEVOLVE_COMMAND"
 def _missing(what: str, name: str) -> SettingsError:
     return SettingsError(
         f"The {what} '{name}' is not built yet: this version runs the embedded backends (--profile embedded or tiny), "
-        "and 'serper' for search and image search."
+        "'serper' for search and image search, and every generator."
     )
 
 
@@ -41,7 +46,6 @@ def check(settings: Settings) -> None:
     """Raise SettingsError, one sentence, for a backend that this version does not have, before any process starts."""
     wanted = {
         "policy": (settings.policy.backend, "local"),
-        "generator": (settings.render.backend, "compositor"),
         "image judge": (settings.judge.image, "pixels"),
         "program judge": (settings.judge.program, "constraints"),
         "summariser": (settings.experience.summariser, "contrast"),
@@ -50,6 +54,7 @@ def check(settings: Settings) -> None:
     for what, (name, built) in wanted.items():
         if name != built:
             raise _missing(what, name)
+    check_renderer(settings)
     if uses_web(settings):
         from genevolve.tools.serper import Service
 
@@ -145,16 +150,36 @@ def _image_search(settings: Settings, dataset: Path) -> ImageSearch:
     return EmbeddedImageSearch(world(dataset))
 
 
-def make_renderer(settings: Settings) -> Renderer:
-    """Return the generator of a profile."""
-    from genevolve.render.compositor import Compositor
-    from genevolve.render.style import CANVAS
+def make_renderer(settings: Settings, device: str = "auto") -> Renderer:
+    """Return the generator of a profile; `device` is for those that draw in this process."""
+    r = settings.render
+    if r.backend == "diffusers":
+        from genevolve.render.diffusers import Diffusers
 
-    if settings.render.size != CANVAS:
-        raise SettingsError(
-            f"The compositor draws {CANVAS} pixels a side, not {settings.render.size}; set render.size to {CANVAS}."
-        )
+        return Diffusers(r.model, r.text_model, r.size, r.steps, r.true_cfg, device)
+    if r.backend == "service":
+        from genevolve.render import service
+
+        servers = [_paid_client(e, settings, service.PATIENCE) for e in service.endpoints()]
+        folder = store() / RENDERS
+        return service.Service(servers, folder, model=r.model, size=r.size, steps=r.steps, true_cfg=r.true_cfg)
+    if r.backend == "gemini":
+        from genevolve.render import gemini
+
+        api = _paid_client(gemini.endpoint(os.environ), settings, gemini.PATIENCE)
+        return gemini.Gemini(api, store() / RENDERS, model=r.model)
+    from genevolve.render.compositor import Compositor
+
+    check_renderer(settings)
     return Compositor()
+
+
+def _paid_client(endpoint: Endpoint, settings: Settings, patience: Patience) -> Client:
+    from genevolve.services.cache import CallCache
+    from genevolve.services.client import Client
+
+    budget = settings.world.budget_usd
+    return Client(endpoint, CallCache(store() / "calls.sqlite"), budget=budget, account=command(), patience=patience)
 
 
 def make_judges(settings: Settings, dataset: Path) -> tuple[ImageJudge, ProgramJudge]:

@@ -48,13 +48,27 @@ def redraw(data: bytes, size: Size | None = None) -> tuple[bytes, str]:
 
     The same input gives the same bytes. Raises Refused: 'not a picture', 'pixels', 'broken picture', 'too small'.
     """
+    clean, lossless = decode(data, size)
+    out = io.BytesIO()
+    if lossless or clean.mode == "RGBA":
+        clean.save(out, "PNG")
+        return out.getvalue(), "png"
+    clean.save(out, "JPEG", quality=95, subsampling=0)
+    return out.getvalue(), "jpg"
+
+
+def decode(data: bytes, size: Size | None = None) -> tuple[Image.Image, bool]:
+    """Return the first frame as RGB or RGBA, upright, at most `long_side`; and whether its format was a lossless one.
+
+    Raises Refused as `redraw` does.
+    """
     size = size or Size()
     with _one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours, and lower
-        return _redraw(data, size)
+        return _decode(data, size)
 
 
-def _redraw(data: bytes, size: Size) -> tuple[bytes, str]:
+def _decode(data: bytes, size: Size) -> tuple[Image.Image, bool]:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -76,13 +90,7 @@ def _redraw(data: bytes, size: Size) -> tuple[bytes, str]:
         raise Refused("too small")
     # A new image of the same pixels: colour profile, comments and text chunks stay behind with the old one. A profile is
     # not applied either: it is a program for another parser, and web pictures are sRGB but for few.
-    clean = Image.frombytes(clean.mode, clean.size, clean.tobytes())
-    out = io.BytesIO()
-    if lossless or clean.mode == "RGBA":
-        clean.save(out, "PNG")
-        return out.getvalue(), "png"
-    clean.save(out, "JPEG", quality=95, subsampling=0)
-    return out.getvalue(), "jpg"
+    return Image.frombytes(clean.mode, clean.size, clean.tobytes()), lossless
 
 
 def _plain(image: Image.Image) -> Image.Image:
