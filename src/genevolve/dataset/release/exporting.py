@@ -16,8 +16,7 @@ from typing import Any, cast
 from genevolve.dataset.errors import DatasetError
 from genevolve.dataset.public import REQUESTS, SftRow, load_public, load_requests
 from genevolve.dataset.release.convert import PUBLIC_TRACKS
-from genevolve.dataset.release.importing import refuse_out
-from genevolve.dataset.release.layout import FOLDERS, Part
+from genevolve.dataset.release.layout import FOLDERS, Part, refuse_out
 from genevolve.dataset.release.pictures import clean_path
 from genevolve.dataset.release.rows import plain
 from genevolve.dataset.release.summary import SOURCE

@@ -6,7 +6,6 @@ dropped in silence: quarantine.jsonl has a line, with file, row, field and reaso
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,14 +21,13 @@ from genevolve.dataset.duplicates import Seen
 from genevolve.dataset.errors import DatasetError
 from genevolve.dataset.public import REQUESTS, SFT_FILES, Quarantined, SftRow, Yield, public_row
 from genevolve.dataset.release import convert
-from genevolve.dataset.release.layout import DataFile, find_files
-from genevolve.dataset.release.pictures import PictureError, clean_path, copy_picture, decode, embedded
+from genevolve.dataset.release.layout import DataFile, find_files, refuse_out
+from genevolve.dataset.release.pictures import PictureError, take_picture, take_truth
 from genevolve.dataset.release.rows import Fault, Place, Row, RowError, plain, read_rows
-from genevolve.dataset.release.summary import SOURCE, Imported
 from genevolve.dataset.release.sft import SftRecord, read_sft
+from genevolve.dataset.release.summary import SOURCE, Imported
 from genevolve.dataset.report import content_digest, write_json, write_public
 from genevolve.dataset.splits import check_splits, cut_validation, with_halves
-from genevolve.files import write_whole
 from genevolve.records import Request, Split, dump, write_jsonl
 
 CHUNK = 128
@@ -57,20 +55,6 @@ def import_dataset(source: Path, out: Path, validation: int | None = None) -> Im
         raise
     partial.replace(out)
     return importer.report
-
-
-def refuse_out(source: Path, out: Path) -> None:
-    """Raise DatasetError for an output folder that is there, lies inside the source, or belongs to DVC."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DatasetError(f"{out} is there already; remove it or give another --out folder.")
-    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise DatasetError(f"{out} lies inside {source}; give an --out folder outside of what is read.")
-    for folder in (out.resolve(), *out.resolve().parents):
-        if (folder.parent / f"{folder.name}.dvc").is_file():
-            raise DatasetError(
-                f"{out} lies in {folder.name}/, which DVC owns ({folder.name}.dvc) and would empty at its next run; "
-                f"give a folder of its own, for instance --out datasets/{out.name}."
-            )
 
 
 class _Importer:
@@ -144,7 +128,7 @@ class _Importer:
                 self.leave("duplicates", fault)
                 continue
             made.append((row, request, truth))
-        endings = self.workers.map(lambda m: self.truth(file, m[1].id, m[2]), made)
+        endings = self.workers.map(lambda m: take_truth(file.roots, m[2], self.out / "gt", m[1].id), made)
         for (row, request, _), ending in zip(made, endings, strict=True):
             if isinstance(ending, PictureError):
                 self.leave("pictures", Fault(row.place, "gt_image", ending.kind, ending.detail, request.id))
@@ -173,7 +157,7 @@ class _Importer:
                 continue
             made.append((row, record))
         wanted = {p.target: p for _, record in made for p in record.pictures if p.target not in self.pictures}
-        outcomes = self.workers.map(lambda p: self.picture(file, p.value, self.out / p.target), wanted.values())
+        outcomes = self.workers.map(lambda p: take_picture(file.roots, p.value, self.out / p.target), wanted.values())
         self.pictures.update(zip(wanted, outcomes, strict=True))
         kept: list[SftRecord] = []
         for row, record in made:
@@ -232,35 +216,6 @@ class _Importer:
             self.remarks[f"bench requests {twin} and {name} ask nearly the same"] += 1
         self.bench.remember(request)
 
-    # -- pictures -------------------------------------------------------------------------------------------------------
-
-    def truth(self, file: DataFile, record_id: str, value: object) -> str | PictureError:
-        """Write a ground truth to gt/ID with its own ending; return the ending."""
-        target = self.out / "gt" / record_id
-        try:
-            data, path = embedded(value)
-            if data is None:
-                temporary = target.with_name(f"{record_id}.part")
-                ending = copy_picture(file.roots, clean_path(path), temporary)
-                temporary.replace(target.with_name(f"{record_id}{ending}"))
-                return ending
-            picture = decode(data)
-            write_whole(target.with_name(f"{record_id}{picture.ending}"), picture.data)
-            return picture.ending
-        except PictureError as e:
-            return e
-
-    def picture(self, file: DataFile, value: object, target: Path) -> PictureError | None:
-        try:
-            data, path = embedded(value)
-            if data is None:
-                copy_picture(file.roots, clean_path(path), target)
-            else:
-                write_whole(target, decode(data).data)
-        except PictureError as e:
-            return e
-        return None
-
     # -- keeping --------------------------------------------------------------------------------------------------------
 
     def keep(self, file: DataFile, row: Row, record_id: str, known: set[str]) -> None:
@@ -274,17 +229,7 @@ class _Importer:
     def leave(self, stage: str, fault: Fault) -> None:
         self.report.files.setdefault(fault.place.file, Counter())["left out"] += 1
         self.report.left_out[f"{fault.field.split('.')[0] + ': ' if fault.field else ''}{fault.kind}"] += 1
-        text = fault.sentence().encode("utf-8", "replace").decode()
-        row = Quarantined(
-            id=(fault.record or f"{fault.place.file}#{fault.place.row}").encode("utf-8", "replace").decode()[:200],
-            stage=stage,
-            reason=text,
-            digest=hashlib.sha256(text.encode()).hexdigest()[:16],
-            file=fault.place.file,
-            row=fault.place.row,
-            field=fault.field or None,
-        )
-        self.quarantine.append(row)
+        self.quarantine.append(fault.quarantined(stage))
 
     def finish(self, validation: int | None) -> None:
         """Cut the splits and write all that is left to write."""

@@ -61,6 +61,20 @@ class Layout:
     """files in a second format beside one that is read"""
 
 
+def refuse_out(source: Path, out: Path) -> None:
+    """Raise DatasetError for an output folder that is there, lies inside the source, or belongs to DVC."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DatasetError(f"{out} is there already; remove it or give another --out folder.")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise DatasetError(f"{out} lies inside {source}; give an --out folder outside of what is read.")
+    for folder in (out.resolve(), *out.resolve().parents):
+        if (folder.parent / f"{folder.name}.dvc").is_file():
+            raise DatasetError(
+                f"{out} lies in {folder.name}/, which DVC owns ({folder.name}.dvc) and would empty at its next run; "
+                f"give a folder of its own, for instance --out datasets/{out.name}."
+            )
+
+
 def find_files(source: Path) -> Layout:
     """Return the data files of a folder; raise DatasetError when there are none."""
     if not source.is_dir():

@@ -141,14 +141,6 @@ def decode(data: bytes, bounds: Bounds | None = None) -> Picture:
     return Picture(data, found)
 
 
-def copy_picture(roots: Sequence[Path], path: str, target: Path) -> str:
-    """Copy a picture that decodes to `target`; return its own ending ('.png'). Raises PictureError."""
-    picture = load_picture(roots, path)
-    if not target.exists():
-        write_whole(target, picture.data)
-    return picture.ending
-
-
 def embedded(value: object) -> tuple[bytes | None, object]:
     """Return (bytes, path) of a picture column: a path, or what `datasets` writes to Parquet: {bytes, path}."""
     if isinstance(value, (bytes, bytearray)):
@@ -157,3 +149,28 @@ def embedded(value: object) -> tuple[bytes | None, object]:
         data = value.get("bytes")
         return (bytes(data) if isinstance(data, (bytes, bytearray)) else None), value.get("path")
     return None, value
+
+
+def take(roots: Sequence[Path], value: object) -> Picture:
+    """Return the picture of a column, in whichever form it is there; raise PictureError."""
+    data, path = embedded(value)
+    return load_picture(roots, clean_path(path)) if data is None else decode(data)
+
+
+def take_picture(roots: Sequence[Path], value: object, target: Path) -> PictureError | None:
+    """Copy a column's picture to `target`; return why not."""
+    try:
+        write_whole(target, take(roots, value).data)
+    except PictureError as e:
+        return e
+    return None
+
+
+def take_truth(roots: Sequence[Path], value: object, folder: Path, name: str) -> str | PictureError:
+    """Copy a column's picture to folder/NAME with its own ending, and return the ending; or why not."""
+    try:
+        picture = take(roots, value)
+    except PictureError as e:
+        return e
+    write_whole(folder / f"{name}{picture.ending}", picture.data)
+    return picture.ending

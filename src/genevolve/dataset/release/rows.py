@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genevolve.dataset.errors import DatasetError
+from genevolve.dataset.public import Quarantined
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 """In the order of preference where one split is there in several formats: the first tells lines apart best."""
@@ -55,6 +57,19 @@ class Fault:
     def sentence(self) -> str:
         column = f", field '{self.field}'" if self.field else ""
         return f"{self.place}{column}: {self.kind}{': ' + self.detail if self.detail else ''}"
+
+    def quarantined(self, stage: str) -> Quarantined:
+        """Return the line of quarantine.jsonl."""
+        text, name = (s.encode("utf-8", "replace").decode() for s in (self.sentence(), self.record))
+        return Quarantined(
+            id=name[:200] or f"{self.place.file}#{self.place.row}",
+            stage=stage,
+            reason=text,
+            digest=hashlib.sha256(text.encode()).hexdigest()[:16],
+            file=self.place.file,
+            row=self.place.row,
+            field=self.field or None,
+        )
 
 
 class RowError(ValueError):

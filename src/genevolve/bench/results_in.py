@@ -1,12 +1,11 @@
-"""The release's results.json, in and out: prompts, trajectories, programs and pictures of an inference run (docs/data.md).
+"""The release's results.json becomes a bench folder of ours: blocks/*.jsonl and the pictures they name (docs/data.md).
 
-Written by its scripts/run_agent.py (no pictures yet), generate_images.py (pictures) and evaluate_images.py (scores). In: a
-bench folder of ours (blocks/*.jsonl and the pictures they name), for `rescore` and as a baseline. Out: what those scripts read.
+Written by its scripts/run_agent.py (no pictures yet), generate_images.py (pictures) or evaluate_images.py (results_eval.json,
+with scores).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -17,14 +16,13 @@ from typing import Any
 from genevolve.bench.score import DIMENSIONS, BenchError, bench_rows, overall_values
 from genevolve.dataset.public import Quarantined, load_requests
 from genevolve.dataset.release import convert
-from genevolve.dataset.release.exporting import copy, public_columns, public_id, source_columns
-from genevolve.dataset.release.importing import refuse_out
+from genevolve.dataset.release.exporting import public_id, source_columns
 from genevolve.dataset.release.pictures import Picture, PictureError, load_picture
-from genevolve.dataset.release.rows import Fault, Place, Row, RowError, read_rows
+from genevolve.dataset.release.rows import Fault, Row, RowError, read_rows
 from genevolve.dataset.release.turns import program_of, read_turns
 from genevolve.files import write_whole
 from genevolve.judge import kscore
-from genevolve.records import Message, Program, Request, Reward, Score, Termination, Trajectory, read_jsonl, write_jsonl
+from genevolve.records import Message, Program, Request, Reward, Termination, Trajectory, write_jsonl
 
 BLOCK = 64
 ENDS: dict[str, Termination] = {"answer": "answer", "max_rounds_reached": "rounds", "no_answer": "rounds"}
@@ -74,10 +72,10 @@ class Results:
             if isinstance(row, Row) and "summary_type" in row.value:
                 self.rows -= 1  # results_eval.json ends with its own means
                 continue
+            if isinstance(row, Fault):
+                self.leave(row)
+                continue
             try:
-                if isinstance(row, Fault):
-                    self.leave(row)
-                    continue
                 t = self.trajectory(row)
                 if t.request_id in found:
                     raise RowError("id", "an id that is there twice", t.request_id)
@@ -86,12 +84,8 @@ class Results:
                 self.leave(e.fault(row.place, str(row.value.get("id", ""))))
         return [found[r.id] for r in self.requests if r.id in found]
 
-    def leave(self, fault: Fault) -> None:
-        text = fault.sentence().encode("utf-8", "replace").decode()
-        name = (fault.record or f"{fault.place.file}#{fault.place.row}").encode("utf-8", "replace").decode()[:200]
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        place = {"file": fault.place.file, "row": fault.place.row, "field": fault.field or None}
-        self.quarantine.append(Quarantined(id=name, stage="results", reason=text, digest=digest, **place))  # type: ignore[arg-type]
+    def leave(self, fault: Fault, stage: str = "results") -> None:
+        self.quarantine.append(fault.quarantined(stage))
 
     def trajectory(self, row: Row) -> Trajectory:
         value = row.value
@@ -115,7 +109,7 @@ class Results:
             messages=messages,
             tool_calls=read_turns(messages, files).tool_calls if messages else (),
             program=program,
-            image=self.picture(value, request.id),
+            image=self.picture(row, request.id),
             reward=_reward(value),
             termination=ENDS.get(str(value.get("termination")), "error"),
             failure=failure,
@@ -144,15 +138,19 @@ class Results:
         pairs = [(str(r.get("img_id", "")), convert.cleaned(r.get("note", ""))) for r in rows]
         return program_of(text, pairs, files)
 
-    def picture(self, value: Mapping[str, Any], request_id: str) -> str | None:
-        """Return the name of the picture, copied to out/images; None where the row has none."""
-        named = next((value[n] for n in PICTURES if value.get(n)), None)
-        if named is None:
+    def picture(self, row: Row, request_id: str) -> str | None:
+        """Return the name of the picture, copied to out/images; None where the row has none, or (then said) none of use.
+
+        The answer is kept: a lost picture is missing, while a lost answer would count as no program.
+        """
+        column = next((n for n in PICTURES if row.value.get(n)), None)
+        if column is None:
             return None
         try:
-            picture = find_picture(self.file.parent, named)
+            picture = find_picture(self.file.parent, row.value[column])
         except PictureError as e:
-            raise RowError("output_path", e.kind, e.detail) from None
+            self.leave(Fault(row.place, column, e.kind, e.detail, request_id), "pictures")
+            return None
         name = f"images/{request_id}{picture.ending}"
         write_whole(self.out / name, picture.data)
         return name
@@ -184,7 +182,7 @@ def import_results(file: Path, dataset: Path, out: Path, keep: Callable[[Picture
         shutil.rmtree(new, ignore_errors=True)
         raise
     drawn = sum(t.image is not None for t in played)
-    yield f"{file}: {results.rows} rows, {len(played)} kept, {len(results.quarantine)} left out"
+    yield f"{file}: {results.rows} rows, {len(played)} kept, {results.rows - len(played)} left out"
     yield f"programs {sum(t.program is not None for t in played)}, pictures {drawn}, scores {len(judged)}"
     missing = len(results.requests) - len(played)
     if missing:
@@ -230,82 +228,3 @@ def _reward(value: Mapping[str, Any]) -> Reward | None:
     rationale = convert.cleaned(scores.get("rationale", ""))[:4000]
     score = kscore.build(f, v, None if scores.get("text_accuracy_na") is True else t, a, rationale)
     return Reward(image=score)
-
-
-def export_results(
-    run: Path, dataset: Path, out: Path, reference: Callable[[str], tuple[bytes, str]]
-) -> dict[str, int]:
-    """Write a bench folder's run as results.json with pictures, references and ground truths; return counts.
-
-    `reference`: file of a program -> (its bytes, '.png' or another ending). All paths in it are relative to its folder, which
-    is where the release's scorer looks first. Raises BenchError when the folder is no bench run, or has several rollouts a request.
-    """
-    played = [t for path in sorted((run / "blocks").glob("*.jsonl")) for t in read_jsonl(path, Trajectory)]
-    if not played:
-        raise BenchError(f"{run} holds no blocks/*.jsonl, so it is no bench run.")
-    if several := next((t.request_id for t in played if t.rollout), None):
-        raise BenchError(f"Request {several} has several rollouts; the release's results.json holds one a request.")
-    refuse_out(run, out)
-    requests = {r.id: r for r in load_requests(dataset, "bench")}
-    bench_rows(list(requests.values()), played)  # raises where they do not fit together
-    columns = source_columns(dataset)
-    new = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
-        rows = []
-        for t in played:
-            request = requests[t.request_id]
-            row = public_columns(request, columns.get(request.id)) | _answer(t, new, reference)
-            if request.gt_image:
-                row["gt_image"] = f"gt/{Path(request.gt_image).name}"
-                copy(dataset / request.gt_image, new / row["gt_image"])
-            if t.image:
-                name = f"images/{Path(t.image).name}"
-                copy(run / t.image, new / name)
-                row |= {"image_path": name, "output_path": name, "success": True, "image_status": "ok"}
-            else:
-                row |= {"image_path": "", "output_path": "", "success": False, "image_status": "error: no picture"}
-            rows.append(row)
-        write_whole(new / "results.json", json.dumps(rows, ensure_ascii=False, indent=2))
-        new.replace(out)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    return {"results.json": len(rows), "pictures": sum(bool(t.image) for t in played)}
-
-
-def _answer(t: Trajectory, out: Path, reference: Callable[[str], tuple[bytes, str]]) -> dict[str, Any]:
-    """Return what the release's agent and scorer write about one trajectory; reference files go to out/references."""
-    shown = {str(r["img_id"]): r for c in t.tool_calls if c.name == "image_search" for r in c.result if "img_id" in r}
-    references = []
-    for i, r in enumerate(t.program.reference_images if t.program else ()):
-        assert t.program is not None
-        path = ""
-        if i < len(t.program.files):
-            data, ending = reference(t.program.files[i])
-            path = f"references/{hashlib.sha256(data).hexdigest()[:20]}{ending}"
-            if not (out / path).exists():
-                write_whole(out / path, data)
-        hit = shown.get(r.img_id, {})
-        known = {"url": str(hit.get("url", "")), "title": str(hit.get("title", "")), "page_url": ""}
-        references.append({"img_id": r.img_id, "note": r.note, "local_path": path, **known})
-    ends = {"answer": "answer", "rounds": "max_rounds_reached", "error": "error"}
-    row: dict[str, Any] = {
-        "prompt": t.question,
-        "gen_prompt": t.program.gen_prompt if t.program else "",
-        "reference_images": references,
-        "messages": [m.model_dump() for m in t.messages],
-        "termination": ends.get(t.termination, "no_answer"),
-        "rounds": sum(m.role == "assistant" for m in t.messages),
-        "error": t.failure or None,
-    }
-    score = t.reward.image if t.reward else None
-    return row if score is None else row | {"eval_success": True, "scores": _scores(score)}
-
-
-def _scores(score: Score) -> dict[str, Any]:
-    """Return a score in the shape of the release's evaluator."""
-    out: dict[str, Any] = {"rationale": score.rationale, **{d: getattr(score, d) for d in DIMENSIONS}}
-    out["overall"] = round(score.overall, 2)
-    return out | {"text_accuracy_na": True} if score.text_accuracy_na else out
