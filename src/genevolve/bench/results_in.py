@@ -176,7 +176,8 @@ def import_results(file: Path, dataset: Path, out: Path, keep: Callable[[Picture
         write_jsonl(new / "quarantine.jsonl", results.quarantine)
         judged = [t for t in played if t.reward and t.reward.image]
         if judged:
-            write_scores(new, results.requests, played)
+            answered = {t.request_id for t in played}
+            write_scores(new, [r for r in results.requests if r.id in answered], played)
         new.replace(out)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -186,7 +187,7 @@ def import_results(file: Path, dataset: Path, out: Path, keep: Callable[[Picture
     yield f"programs {sum(t.program is not None for t in played)}, pictures {drawn}, scores {len(judged)}"
     missing = len(results.requests) - len(played)
     if missing:
-        yield f"{missing} of the {len(results.requests)} bench requests have no answer and count as missing"
+        yield f"{missing} of the {len(results.requests)} bench requests have no answer here and are not in this run"
     yield from (f"left out: {q.reason}" for q in results.quarantine[:10])
     if len(results.quarantine) > 10:
         yield f"and {len(results.quarantine) - 10} more; see {out / 'quarantine.jsonl'}"
