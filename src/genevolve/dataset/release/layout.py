@@ -89,6 +89,9 @@ def find_files(source: Path) -> Layout:
         if path.is_symlink():
             layout.notes.append(f"{name} is a link and is not read: download with --local-dir, which makes real files")
             continue
+        if not path.is_file():
+            layout.notes.append(f"{name} is not a plain file and is not read")
+            continue
         role = _role(stem, part)
         if role is None:
             layout.notes.append(f"{name} is not read: its name says neither train, nor eval, test or validation")

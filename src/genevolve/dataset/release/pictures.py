@@ -106,9 +106,10 @@ def _read(root: Path, clean: str, bounds: Bounds) -> bytes | None:
     finally:
         for handle in held:
             os.close(handle)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise PictureError("not a plain file", clean)
     with os.fdopen(file, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise PictureError("not a plain file", clean)
         data = stream.read(bounds.bytes + 1)
     if len(data) > bounds.bytes:
         raise PictureError("too many bytes", clean)

@@ -116,7 +116,7 @@ def _jsonl(path: Path, name: str) -> Iterator[Row | Fault]:
                 while line and not line.endswith(b"\n"):
                     line = stream.readline(LONGEST_LINE)
                 yield Fault(place, "", "line too long", f"more than {LONGEST_LINE} bytes")
-            elif line.strip():
+            elif line := line.strip():
                 yield _object(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, place)
 
 
@@ -189,9 +189,9 @@ def _parquet(path: Path, name: str) -> Iterator[Row | Fault]:
                 for value in batch.to_pylist():
                     number += 1
                     yield Row(Place(name, number), value)
-    except OSError:
-        raise
-    except Exception as e:  # a stranger's bytes in a foreign parser
+    except Exception as e:  # a stranger's bytes in a foreign parser, which also says OSError of what it cannot parse
+        if isinstance(e, OSError) and e.errno:
+            raise
         detail = f"{type(e).__name__}: {' '.join(str(e).split())[:160]}"
         yield Fault(Place(name, number + 1 if number else 0), "", "not Parquet, or damaged from here on", detail)
 
