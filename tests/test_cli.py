@@ -29,7 +29,20 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         if best < 0.5:
             break
     assert done.returncode == 0
-    for command in ("evolve", "ablate", "generate", "bench", "doctor", "pretrain-base", "world", "stage", "promote"):
+    for command in (
+        "evolve",
+        "ablate",
+        "generate",
+        "bench",
+        "doctor",
+        "pretrain-base",
+        "world",
+        "stage",
+        "promote",
+        "import",
+        "export",
+        "rescore",
+    ):
         assert command in done.stdout
     assert best < 0.5
 
@@ -47,6 +60,10 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         (("ablate", "--arms", "full,nope"), "there is no arm 'nope'; there are untuned, sft, sft+grpo, full"),
         (("ablate", "--report-only", "--out", "empty"), "There is no result in empty"),
         (("ablate", "--arms", "full"), "There is no dataset at data"),
+        (("import", "nowhere", "--out", "datasets/x"), "nowhere: there is no such folder"),
+        (("import", "params.yaml", "--out", "datasets/x"), "say with --dataset which dataset's bench it answers"),
+        (("export", "nowhere", "--out", "x"), "nowhere holds no requests.jsonl, so it is no dataset folder"),
+        (("rescore", "nowhere", "--dataset", "nowhere"), "nowhere/requests.jsonl: cannot be read"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_code_that_is_not_0(

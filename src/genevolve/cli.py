@@ -143,6 +143,53 @@ def bench(
     typer.echo(json.dumps(run_job(job)["metrics"], indent=1))
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(help="A local copy of GenEvolve-Data-Bench, or a results.json of the release's scripts.")
+    ],
+    out: Annotated[Path, typer.Option(help="The dataset folder, or (of a results.json) the bench folder, to make.")],
+    dataset: Annotated[Path | None, typer.Option(help="Of a results.json: the dataset whose bench it answers.")] = None,
+    validation: Annotated[
+        int | None, typer.Option(help="RL requests to set aside for validation (default: 129 of 2,575).", min=0)
+    ] = None,
+) -> None:
+    """Read the public data, or a public run, into a folder of ours, and say what could not be read and why."""
+    from genevolve.stages.exchange import bring_in
+
+    for line in bring_in(source, out, dataset, validation):
+        typer.echo(line)
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A dataset folder, or a bench folder.")],
+    out: Annotated[Path, typer.Option(help="The folder to make.")],
+    dataset: Annotated[Path, typer.Option(help="Of a bench folder: the dataset it answers.")] = Path("data"),
+) -> None:
+    """Write a dataset, or a bench run, in the formats of the public release."""
+    from genevolve.stages.exchange import hand_out
+
+    for line in hand_out(source, out, dataset):
+        typer.echo(line)
+
+
+@app.command()
+def rescore(
+    run: Annotated[Path, typer.Argument(help="A bench folder, played here or imported.")],
+    dataset: Annotated[Path, typer.Option(help="The dataset it answers.")] = Path("data"),
+    profile: Profile = None,
+    set_: Set = None,
+) -> None:
+    """Judge the stored pictures of a bench run with a profile's image judge; nothing is played or drawn."""
+    import json
+
+    settings = _settings(profile, None, set_)
+    from genevolve.stages.exchange import judge_again
+
+    typer.echo(json.dumps(judge_again(settings, run, dataset), indent=1))
+
+
 def _policy(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)

@@ -31,9 +31,9 @@ class Request(Record):
 
     id: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$")
     question: str = Field(min_length=1, max_length=4000)
-    eval_type: EvalType
-    category: str
-    difficulty: Difficulty
+    eval_type: EvalType | None = Field(default=None, description="None: an imported source does not say")
+    category: str | None = None
+    difficulty: Difficulty | None = None
     split: Split
     half: Literal["gate", "report"] | None = Field(
         default=None, description="bench only: promotion half or report half"

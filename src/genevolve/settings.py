@@ -17,13 +17,14 @@ DERIVED = {"steps": ("cycle", "steps"), "temperature": ("sampling", "temperature
 """Fields of DistillConfig that have their place in another section: field -> (section, field)."""
 
 SWITCHES = {
+    "dataset": ("imported",),
     "sampling": ("guide_to_student", "removed_tools"),
     "experience": ("guides",),
     "distill": ("grpo_weight", "teacher"),
     "bench": ("requests",),
 }
-"""Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no fingerprint, so that a
-ledger written before there was such a switch still names the same runs."""
+"""Fields that only the arms of an ablation, or an imported dataset, set. At their defaults they stand in no recipe and no
+fingerprint, so that a ledger written before there was such a switch still names the same runs."""
 
 ADDED = {"render": ("text_model", "steps", "true_cfg")}
 """Fields that came after the first ledgers; they are left out at their defaults for the same reason."""
@@ -65,6 +66,8 @@ class DatasetSizes(Section):
     """Share of SFT trajectories that carry a Current-Task Decision Guide and follow it. [ours]: .3"""
     teacher: Literal["scripted", "openai"]
     """Who writes the trajectories."""
+    imported: str | None = None
+    """A folder that `genevolve import` made: the build stage takes it instead of building; the sizes above do not count."""
 
 
 class Policy(Section):

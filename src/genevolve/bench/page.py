@@ -105,7 +105,7 @@ def _label(name: str) -> str:
 def _case(report: BenchReport, key: str, diff: float) -> dict[str, Any]:
     before, after = _row(report.before, key), _row(report.after, key)
     request = before.request
-    facts = [request.id, _label(request.eval_type), request.category, request.difficulty]
+    facts = [request.id, *filter(None, (_label(request.eval_type or ""), request.category, request.difficulty))]
     return {
         "question": request.question,
         "facts": [*facts, *([f"{request.half} half"] if request.half else [])],

@@ -140,7 +140,8 @@ def _csv(before: Side, after: Side) -> str:
         for row in side.rows:
             r, t = row.request, row.trajectory
             prompt = t.program.gen_prompt if t and t.program else ""
-            facts = [r.id, policy, t.rollout if t else "", r.eval_type, _cell(r.category), r.difficulty, r.half or ""]
+            known = [r.eval_type or "", _cell(r.category or ""), r.difficulty or "", r.half or ""]
+            facts = [r.id, policy, t.rollout if t else "", *known]
             writer.writerow([*facts, int(row.valid), *_numbers(row.score), _cell(r.question), _cell(prompt)])
     return out.getvalue()
 

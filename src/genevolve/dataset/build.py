@@ -135,6 +135,7 @@ def _sort_in(taught: Taught, cells: dict[Cell, _Cellar], built: Built) -> None:
         return
     built.counts["audited"] += 1
     built.counts["audited sft"] += request.split in SFT_SPLITS
+    assert request.eval_type is not None
     cells[Cell(request.split, request.eval_type, taught.recipe.guided)].waiting.append(taught)
 
 

@@ -17,8 +17,11 @@ NEAR = 0.9
 
 
 def shingles(question: str) -> frozenset[str]:
-    """Return the word 3-grams of a question."""
+    """Return the word 3-grams of a question; its character 3-grams where it is mostly not in Latin letters."""
     found = re.findall(r"[a-z0-9.']+", question.lower())
+    letters = "".join(question.casefold().split())
+    if 2 * sum(map(len, found)) < len(letters):
+        return frozenset(letters[i : i + 3] for i in range(max(1, len(letters) - 2)))
     return frozenset(" ".join(found[i : i + 3]) for i in range(max(1, len(found) - 2)))
 
 
@@ -40,18 +43,21 @@ class Seen:
 
     def add(self, request: Request, template: str = "") -> str | None:
         """Return the id of an earlier near-duplicate, or None and remember the request."""
-        keys = [request.question.casefold()]
-        if template and request.scene is not None:
-            keys.append(f"{template}|{request.scene.model_dump_json()}")
-        twin = next((self._by_key[k] for k in keys if k in self._by_key), None) or self._near(
-            shingles(request.question)
-        )
+        twin = self.twin(request, template)
         if twin is None:
-            self._remember(request, keys)
+            self.remember(request, template)
         return twin
 
-    def _remember(self, request: Request, keys: list[str]) -> None:
-        self._by_key.update(dict.fromkeys(keys, request.id))
+    def twin(self, request: Request, template: str = "") -> str | None:
+        """Return the id of an earlier near-duplicate, or None."""
+        keys = _keys(request, template)
+        return next((self._by_key[k] for k in keys if k in self._by_key), None) or self._near(
+            shingles(request.question)
+        )
+
+    def remember(self, request: Request, template: str = "") -> None:
+        """Remember a request, whether it repeats an earlier one or not."""
+        self._by_key.update(dict.fromkeys(_keys(request, template), request.id))
         words = shingles(request.question)
         number = len(self._ids)
         self._ids.append(request.id)
@@ -70,6 +76,13 @@ class Seen:
                     if both >= NEAR * (len(words) + len(other) - both):
                         return self._ids[number]
         return None
+
+
+def _keys(request: Request, template: str) -> list[str]:
+    keys = [request.question.casefold()]
+    if template and request.scene is not None:
+        keys.append(f"{template}|{request.scene.model_dump_json()}")
+    return keys
 
 
 def _prefix(words: frozenset[str]) -> list[str]:
@@ -95,16 +108,6 @@ def refuse_shared(bench: Iterable[Request], rest: Iterable[Request]) -> None:
                 raise DatasetError(
                     f"Bench request {r.id} is about {subject.entity}, as request {entities[subject.entity]} is."
                 )
-        twin = Seen.add(_Frozen(seen), r)
+        twin = seen.twin(r)
         if twin is not None:
             raise DatasetError(f"Bench request {r.id} is a near-duplicate of request {twin} of another split.")
-
-
-class _Frozen(Seen):
-    """A view that looks things up and remembers nothing: bench requests are compared with the rest only."""
-
-    def __init__(self, seen: Seen) -> None:
-        self.__dict__.update(seen.__dict__)
-
-    def _remember(self, request: Request, keys: list[str]) -> None:
-        return None

@@ -5,10 +5,13 @@
     bench.jsonl                             the same with its half
     gt/ID.png, images/*.svg                 ground truths; every picture the files above name
     world/                                  the embedded world, for the tools of later stages
-    requests.jsonl                          records.Request, judge's side: scene and gold program included
+    requests.jsonl                          records.Request, judge's side: scene and gold program included (imported: none)
     sft_trajectories.jsonl, sft_heldout_trajectories.jsonl   records.Trajectory behind sft.jsonl, line by line
     audit.jsonl, quarantine.jsonl           every audited trajectory's scores; all that was left out, and why
     yields.json, report.json                what each stage kept; counts and the dataset's digest
+
+An imported folder (`genevolve import`, docs/data.md) has no world/ and no audit.jsonl, its requests no scene and, where the
+source is silent, no eval_type, category or difficulty; source.jsonl keeps the source's own columns of every record.
 
 All paths in records are relative to the folder.
 """
@@ -51,9 +54,6 @@ class RlRow(BaseModel):
 class BenchRow(RlRow):
     """One bench request in the public format; `half` is ours."""
 
-    eval_type: EvalType
-    category: str
-    difficulty: Difficulty
     half: Literal["gate", "report"] | None = None
 
 
@@ -64,6 +64,9 @@ class Quarantined(Record):
     stage: str
     reason: str = Field(min_length=1)
     digest: str = Field(description="first 16 hex digits of sha256 of the record")
+    file: str | None = Field(default=None, description="of an import: the source's file, relative to its folder")
+    row: int | None = Field(default=None, description="of an import: line or row, from 1; 0 is the file as a whole")
+    field: str | None = Field(default=None, description="of an import: the column")
 
 
 class Yield(BaseModel):
@@ -78,7 +81,9 @@ class Yield(BaseModel):
 
 def sft_row(trajectory: Trajectory) -> SftRow:
     """Return the public row of a trajectory."""
-    shown = [row["file"] for c in trajectory.tool_calls if c.name == "image_search" for row in c.result]
+    shown = [
+        row["file"] for c in trajectory.tool_calls if c.name == "image_search" for row in c.result if "file" in row
+    ]
     return SftRow(messages=trajectory.messages, images=tuple(str(f) for f in shown))
 
 
@@ -128,6 +133,7 @@ def _rows(folder: str | Path, name: str, model: Any, keep: Callable[[Any], bool]
         raise DatasetError(f"{e}; build the dataset again (`genevolve stage build`)") from e
     if not rows:
         raise DatasetError(
-            f"{path} holds no record of split '{what}'; build the dataset again (`genevolve stage build`)"
+            f"{path} holds no record of split '{what}'; build the dataset again (`genevolve stage build`), "
+            "or import a source that has it"
         )
     return list(rows)

@@ -31,7 +31,7 @@ def write_dataset(built: Built, world: World, out: Path) -> None:
             rows = [sft_row(t) for t in built.trajectories[split]]
         else:
             rows = [public_row(r) for r in built.requests if r.split == split]
-        _write_public(out / f"{split}.jsonl", rows)
+        write_public(out / f"{split}.jsonl", rows)
     write_jsonl(out / REQUESTS, built.requests)
     write_jsonl(out / "audit.jsonl", built.audits)
     write_jsonl(out / "quarantine.jsonl", built.quarantine)
@@ -42,7 +42,7 @@ def write_dataset(built: Built, world: World, out: Path) -> None:
         path.write_text(world.image(file), encoding="utf-8", newline="\n")
 
 
-def _write_public(path: Path, rows: Sequence[BaseModel]) -> None:
+def write_public(path: Path, rows: Sequence[BaseModel]) -> None:
     """Write rows with all their columns, defaults included: others read them."""
     lines = [row.model_dump_json(exclude_none=True) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -120,9 +120,9 @@ def _means(audits: Sequence[Audit]) -> dict[str, float]:
     return {name: round(sum(a.scores[name] for a in audits) / len(audits), 4) for name in names}
 
 
-def content_digest(out: Path, world: World) -> str:
+def content_digest(out: Path, world: World | None) -> str:
     """Return sha256 over the folder's files, the world by its own digest (its database's bytes depend on SQLite)."""
-    total = hashlib.sha256(world.digest.encode())
+    total = hashlib.sha256(world.digest.encode() if world else b"")
     for path in sorted(p for p in out.rglob("*") if p.is_file()):
         name = path.relative_to(out).as_posix()
         if name.startswith(f"{WORLD}/") or name == "report.json":

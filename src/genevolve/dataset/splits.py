@@ -20,12 +20,44 @@ def with_halves(bench: Sequence[Request]) -> list[Request]:
 
     def key(r: Request) -> tuple[str, str, bool, str, str]:
         lettered = r.scene is not None and r.scene.text is not None
-        return r.eval_type, r.difficulty, lettered, r.category, hashlib.sha256(r.id.encode()).hexdigest()
+        return (
+            r.eval_type or "",
+            r.difficulty or "",
+            lettered,
+            r.category or "",
+            hashlib.sha256(r.id.encode()).hexdigest(),
+        )
 
     half: dict[str, Literal["gate", "report"]] = {
         r.id: "report" if i % 2 else "gate" for i, r in enumerate(sorted(bench, key=key))
     }
     return [r.model_copy(update={"half": half[r.id]}) for r in bench]
+
+
+VALIDATION_SHARE = 129 / 2575
+"""Of the RL pool (method.md, section 2)."""
+
+
+def cut_validation(
+    pool: Sequence[Request], already: int = 0, wanted: int | None = None
+) -> tuple[list[Request], list[Request]]:
+    """Return (the rest, the cut), both in the pool's order: requests to set aside so that `wanted` are, with `already`.
+
+    Each track gives its share, smallest hash of the id first, so that the choice hangs on the ids alone. `wanted` None: the
+    paper's share of pool and `already` together, at least one; the rest keeps at least one.
+    """
+    total = len(pool) + already
+    n = max(1, round(VALIDATION_SHARE * total)) if wanted is None else wanted
+    n = min(max(0, n - already), max(0, len(pool) - 1))
+    tracks: dict[str, list[Request]] = {}
+    for r in sorted(pool, key=lambda r: hashlib.sha256(r.id.encode()).hexdigest()):
+        tracks.setdefault(r.eval_type or "", []).append(r)
+    shares = {t: n * len(rows) / len(pool) for t, rows in tracks.items()}
+    counts = {t: int(share) for t, share in shares.items()}
+    for t in sorted(shares, key=lambda t: (counts[t] - shares[t], t))[: n - sum(counts.values())]:
+        counts[t] += 1
+    cut = {r.id for t, rows in tracks.items() for r in rows[: counts[t]]}
+    return [r for r in pool if r.id not in cut], [r for r in pool if r.id in cut]
 
 
 def check_splits(requests: Iterable[Request]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from genevolve.agent.session import Tools
     from genevolve.experience.embed import Embedder
     from genevolve.judge.base import ImageJudge, ProgramJudge
+    from genevolve.records import Request
     from genevolve.render.base import Renderer
     from genevolve.services.client import Client
     from genevolve.services.endpoint import Endpoint
@@ -60,6 +62,31 @@ def check(settings: Settings) -> None:
 
         Service.from_environment()
         command()
+
+
+def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request] = ()) -> None:
+    """Raise SettingsError, one sentence, where embedded back ends meet a dataset that is not theirs: an imported one has no
+    embedded world, and its requests no scene that an embedded judge could check."""
+    needs_world = {
+        "world.search": settings.world.search == "embedded",
+        "world.image_search": settings.world.image_search == "embedded",
+        "judge.program": settings.judge.program == "constraints",
+    }
+    needs_scene = {"judge.image": settings.judge.image == "pixels", "judge.program": needs_world["judge.program"]}
+    imported = (dataset / "requests.jsonl").is_file() and not (dataset / WORLD).is_dir()
+    if imported and any(needs_world.values()):
+        names = ", ".join(name for name, needed in needs_world.items() if needed)
+        raise SettingsError(
+            f"{dataset} was imported and has no embedded world: set {names} to services (docs/data.md), or use a built dataset."
+        )
+    if any(needs_world.values()):
+        world(dataset)  # a missing one is told here, in a sentence, and not by a process that cannot start
+    bare = next((r.id for r in requests if r.scene is None), None)
+    if bare is not None and any(needs_scene.values()):
+        names = " and ".join(name for name, needed in needs_scene.items() if needed)
+        raise SettingsError(
+            f"Request {bare} of {dataset} has no scene, and the embedded judges know no other requests: set {names} to a model."
+        )
 
 
 def uses_web(settings: Settings) -> bool:

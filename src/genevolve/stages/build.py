@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -15,15 +17,18 @@ if TYPE_CHECKING:
     from genevolve.dataset.build import Built
 
 
-def run(settings: Settings, *, out: Path) -> dict[str, Any]:
-    """Build the dataset into `out`; return its report. Started again, it begins anew: it takes a minute or two."""
+def run(settings: Settings, *, out: Path, imported: Path | None = None) -> dict[str, Any]:
+    """Build the dataset into `out`, or take an imported one; return its report. Started again, it begins anew."""
     from genevolve.dataset.report import check_dataset, make_report, write_json
     from genevolve.tools.world import World, build_world
 
-    _refuse_services(settings)
+    if imported is None:
+        _refuse_services(settings)
     for left_over in out.iterdir() if out.is_dir() else ():
         shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
     out.mkdir(parents=True, exist_ok=True)
+    if imported is not None:
+        return _take(imported, out)
     build_world(out / WORLD)
     world = World.open(out / WORLD)
     built = make_dataset(settings, out / WORLD, out)
@@ -32,6 +37,25 @@ def run(settings: Settings, *, out: Path) -> dict[str, Any]:
     write_json(out / "report.json", report)
     pictures = [r.gt_image for r in built.requests if r.gt_image][:8]
     return {**report, "images": pictures, "traces": {"teacher": built.trajectories["sft"][:4]}}
+
+
+def _take(imported: Path, out: Path) -> dict[str, Any]:
+    """Put an imported dataset in `out` (hard links where the disk allows: it may hold gigabytes); return its report."""
+    from genevolve.dataset.public import REQUESTS
+
+    if not (imported / REQUESTS).is_file():
+        raise SettingsError(f"dataset.imported: {imported} holds no {REQUESTS}; make it with `genevolve import`.")
+    shutil.copytree(imported, out, copy_function=_link, dirs_exist_ok=True)
+    report: dict[str, Any] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return {"splits": report["splits"], "digest": report["digest"]}
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
 
 
 def make_dataset(settings: Settings, world_folder: Path, out: Path) -> Built:

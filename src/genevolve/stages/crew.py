@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from genevolve.errors import StageError
 from genevolve.files import write_whole
 from genevolve.records import Request, Reward, Score, Trajectory
-from genevolve.stages.backends import check, world
+from genevolve.stages.backends import check, check_dataset
 
 if TYPE_CHECKING:
     from genevolve.policy.base import Sampling
@@ -60,7 +60,7 @@ class Crew:
 
     def __init__(self, settings: Settings, dataset: Path) -> None:
         check(settings)
-        world(dataset)  # a missing one is told here, in a sentence, and not by a process that cannot start
+        check_dataset(settings, dataset)
         self.settings, self.dataset = settings, dataset
         self._pool: ProcessPoolExecutor | None = None
         self._player: Player | None = None
@@ -94,6 +94,7 @@ class Crew:
         on_done: Callable[[int], None] | None = None,
     ) -> list[Trajectory]:
         """Return k scored trajectories per request, grouped by request in the given order; `on_done` counts them."""
+        check_dataset(self.settings, self.dataset, requests)
         size = max(1, CHUNK // k)
         plays = [
             Play(policy, tuple(requests[i : i + size]), k, sampling, seed, images, dict(guides or {}))

@@ -84,7 +84,10 @@ def job(stage: str, cycle: str, workspace: Workspace, settings: Settings | None 
     ledger = Ledger.read(workspace.ledger)
     if stage == "build":
         settings = settings or load()
-        return Job(stage, "", settings, {}, workspace.built, workspace.reports / "dataset.json")
+        given: dict[str, Path | None] = {}
+        if settings.dataset.imported is not None:
+            given["imported"] = Path(settings.dataset.imported)
+        return Job(stage, "", settings, given, workspace.built, workspace.reports / "dataset.json")
     settings = settings or ledger.settings(cycle)
     parent = ledger.entry(cycle).parent
     inputs: dict[str, Path | None] = {"dataset": workspace.dataset}
