@@ -55,7 +55,9 @@ class HubPolicy:
         rows = model.get_output_embeddings().weight.shape[0]
         known = len(template.tokenizer)
         if known > model.get_input_embeddings().weight.shape[0]:
-            raise PolicyError(f"{template.name}: the tokenizer has {known} tokens and the policy {rows}: they do not match.")
+            raise PolicyError(
+                f"{template.name}: the tokenizer has {known} tokens and the policy {rows}: they do not match."
+            )
         pads = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video", "audio")]
         never = sorted({p for p in pads if p is not None and p < rows} | set(range(known, rows)))
         self.never = torch.tensor(never, device=model.device) if never else None

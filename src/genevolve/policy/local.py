@@ -11,13 +11,14 @@ from genevolve.agent.chat import observation_text, prompt_text
 from genevolve.policy.base import Job, PolicyError, Sampled, Sampling
 from genevolve.policy.engine import Engine
 from genevolve.policy.loop import Loop, Piece
-from genevolve.training.checkpoint import CheckpointError, policy_hash, tokenizer_hash
+from genevolve.training.checkpoint import ADAPTER, CheckpointError, policy_hash, tokenizer_hash
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor
 
 END = "<|im_end|>"
+ARCHITECTURE = "Qwen3ForCausalLM"
 
 
 class LocalPolicy:
@@ -44,6 +45,21 @@ class LocalPolicy:
         self.end: int = end
         self._engine: Engine | None = None
 
+    @staticmethod
+    def plays(folder: str | Path) -> bool:
+        """Return whether this is a folder of the one architecture our engine computes, and no adapter; True where that
+        cannot be read, so that `load` says what is wrong."""
+        root = Path(folder)
+        if not root.is_dir():
+            return False
+        if (root / ADAPTER).is_file():
+            return False
+        try:
+            config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+            return str(config["architectures"][0]) == ARCHITECTURE
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
+            return True
+
     @classmethod
     def load(cls, folder: str | Path) -> LocalPolicy:
         """Read config.json, *.safetensors and tokenizer.json; raises PolicyError with one sentence."""
@@ -68,10 +84,8 @@ class LocalPolicy:
         except Exception as e:  # tokenizers raises plain Exception, json a ValueError
             raise PolicyError(f"{root}: config.json or tokenizer.json is damaged ({e}).") from e
         kind = (config.get("architectures") or ["?"])[0] if isinstance(config, dict) else "?"
-        if kind != "Qwen3ForCausalLM":
-            raise PolicyError(
-                f"{root}: the local policy decodes Qwen3ForCausalLM, not {kind}; serve it and use `openai`."
-            )
+        if kind != ARCHITECTURE:
+            raise PolicyError(f"{root}: our engine decodes {ARCHITECTURE}, not {kind}.")
         return cls(weights, config, tokenizer, hashes)
 
     @classmethod

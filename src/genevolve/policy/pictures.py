@@ -41,7 +41,9 @@ def image_processor(*folders: Path) -> Any:
     from transformers import AutoImageProcessor
 
     names = ("preprocessor_config.json", "processor_config.json")
-    root = next((f for f in folders if any((f / name).is_file() for name in names)), folders[0])
+    root = next((f for f in folders if any((f / name).is_file() for name in names)), None)
+    if root is None:
+        raise PolicyError(f"{folders[0]} is a language model without eyes; set sampling.show_images to 0.")
     try:
         found = AutoImageProcessor.from_pretrained(root, backend="pil", local_files_only=True, trust_remote_code=False)
     except Exception as e:
@@ -78,7 +80,9 @@ def pixel_inputs(processor: Any, read: Callable[[str], bytes], pictures: Sequenc
     for picture in pictures:
         data = read(picture.file)
         if hashlib.sha256(data).hexdigest() != picture.sha256:
-            raise PolicyError(f"{picture.file} is not the picture that the policy was shown; sample the trajectory again.")
+            raise PolicyError(
+                f"{picture.file} is not the picture that the policy was shown; sample the trajectory again."
+            )
         images.append(scaled(decode(data), picture.width, picture.height))
     inputs = pixel_values(processor, images)
     if [tuple(g) for g in inputs["image_grid_thw"].tolist()] != [p.grid for p in pictures]:
@@ -110,11 +114,9 @@ def decode(data: bytes) -> Image.Image:
 
 
 def bounded(width: int, height: int, pixels: int) -> tuple[int, int]:
-    """Return a size of at most `pixels`, the sides' ratio kept; a smaller one is left alone. No side is longer than 100
-    times the other: image processors refuse such strips."""
+    """Return a size of at most `pixels`, the sides' ratio kept; a smaller one is left alone."""
     shrink = min(1.0, math.sqrt(pixels / (width * height)))
-    w, h = max(1, math.floor(width * shrink)), max(1, math.floor(height * shrink))
-    return max(w, math.ceil(h / 100)), max(h, math.ceil(w / 100))
+    return max(1, math.floor(width * shrink)), max(1, math.floor(height * shrink))
 
 
 def scaled(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -98,7 +98,9 @@ class SlotEngine:
         self.windows = {kind: None if kind == "full_attention" else window for kind in sorted(set(kinds))}
         odd = [k for k in self.windows if k not in ("full_attention", "sliding_attention")]
         if odd:
-            raise PolicyError(f"Its layers are of the kind {odd[0]}, which is not played here; serve it and use `openai`.")
+            raise PolicyError(
+                f"Its layers are of the kind {odd[0]}, which is not played here; serve it and use `openai`."
+            )
         inner = getattr(model, "model", model)
         self._index = getattr(inner, "get_rope_index", None)
         """Models that place pictures in a plane number their tokens in three axes."""

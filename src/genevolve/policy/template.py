@@ -22,8 +22,8 @@ _SEEN = "<tool_response>\n - fact {n}\n</tool_response>\nFinal step."
 CHATML = ("<|im_start|>", "<|im_end|>")
 
 
-class _Unfit(Exception):
-    """Internal: this way of writing conversations is not append-only; the message says where."""
+class _Unfit(PolicyError):
+    """This way of writing conversations is not append-only; the message says where."""
 
 
 class ChatTemplate:
@@ -91,20 +91,17 @@ class ChatTemplate:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, chat tokens included."""
-        return str(
-            self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def placeholder(self) -> str:
         """Return what the template writes for one picture in a user message; raises PolicyError when that is nothing."""
         parts = [{"type": "text", "text": "Left "}, {"type": "image"}, {"type": "text", "text": " right"}]
         try:
-            text = self._render([{"role": "user", "content": parts}], False) if self.tokenizer.chat_template else ""
+            text = self._rendered([{"role": "user", "content": parts}], False) if self.tokenizer.chat_template else ""
         except _Unfit:
             text = ""
-        before, _, rest = text.partition("Left ")
-        marker, found, _ = rest.partition(" right")
-        if not found or not marker.strip():
+        marker, found, _ = text.partition("Left ")[2].partition(" right")
+        if not found or not any(token in marker for token in self.special):
             raise PolicyError(f"{self.name}: its chat template shows no pictures; set sampling.show_images to 0.")
         return marker
 
@@ -135,6 +132,9 @@ class ChatTemplate:
         if not self.own:
             text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
             return text + ("<|im_start|>assistant\n" if more else "")
+        return self._rendered(messages, more)
+
+    def _rendered(self, messages: list[dict[str, Any]], more: bool) -> str:
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=more))
         except Exception as e:  # a template is a program of a stranger's

@@ -45,7 +45,7 @@ def find_policy(name: str | Path) -> Path:
     if index.is_file():
         try:
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise CheckpointError(f"{index} is damaged.") from e
         gone = sorted(s for s in shards if not (root / s).is_file())
         if gone:
@@ -53,8 +53,16 @@ def find_policy(name: str | Path) -> Path:
     return root
 
 
+def base_folder(name: str) -> Path:
+    """Return the folder of a base as `find_policy` does, or its name as it is where there is none: who needs it says so."""
+    try:
+        return find_policy(name)
+    except CheckpointError:
+        return Path(name)
+
+
 def _snapshot(name: str) -> Path:
-    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?", name)
+    found = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w.-]*))?", name)
     if found is None:
         raise CheckpointError(f"There is no policy folder {name}.")
     from huggingface_hub import snapshot_download
