@@ -17,14 +17,19 @@ DERIVED = {"steps": ("cycle", "steps"), "temperature": ("sampling", "temperature
 """Fields of DistillConfig that have their place in another section: field -> (section, field)."""
 
 SWITCHES = {
-    "policy": ("device", "dtype", "attention", "system"),
-    "sampling": ("guide_to_student", "removed_tools", "show_images", "image_pixels"),
+    "sampling": ("guide_to_student", "removed_tools"),
     "experience": ("guides",),
     "distill": ("grpo_weight", "teacher"),
     "bench": ("requests",),
 }
-"""Fields that only the arms of an ablation or large models set. At their defaults they stand in no recipe and no
-fingerprint, so that a ledger written before there was such a switch still names the same runs."""
+"""Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no fingerprint, so that a
+ledger written before there was such a switch still names the same runs."""
+
+LATER = {
+    "policy": ("device", "dtype", "attention", "system"),
+    "sampling": ("show_images", "image_pixels"),
+}
+"""Fields that came after the first ledger, for other policies than the embedded base: left out in the same way."""
 
 
 class Section(BaseModel):
@@ -268,7 +273,8 @@ class Settings(Section):
     def _left_out(self, name: str) -> set[str]:
         section = getattr(self, name)
         fields = type(section).model_fields
-        idle = {f for f in SWITCHES.get(name, ()) if getattr(section, f) == fields[f].default}
+        new = (*SWITCHES.get(name, ()), *LATER.get(name, ()))
+        idle = {f for f in new if getattr(section, f) == fields[f].default}
         return idle | (set(DERIVED) if name == "distill" else set())
 
     def fingerprint(self) -> str:
