@@ -20,7 +20,8 @@ from typing import Any
 
 from genevolve.agent.chat import observation_text, prompt_text
 from genevolve.policy.base import Job, Sampling
-from genevolve.policy.local import LocalPolicy, _Loop, _Row
+from genevolve.policy.local import LocalPolicy
+from genevolve.policy.loop import Loop, Row
 
 SYSTEM = "You answer image requests.\nTools: search, image_search, query_knowledge."
 WORDS = (
@@ -52,7 +53,7 @@ class Script:
         return Job(key, SYSTEM, self.question, lambda _: next(left, None))
 
 
-class ScriptedLoop(_Loop):
+class ScriptedLoop(Loop):
     """The real loop; only the token it drew is replaced."""
 
     scripts: list[Script]
@@ -61,7 +62,7 @@ class ScriptedLoop(_Loop):
         drawn, logprobs = super()._draw()
         return [self._scripted(row, token) for row, token in zip(self.rows, drawn, strict=True)], logprobs
 
-    def _scripted(self, row: _Row, _: int) -> int:
+    def _scripted(self, row: Row, _: int) -> int:
         return self.scripts[row.index].ids[len(row.ids)]
 
 

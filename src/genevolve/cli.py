@@ -106,7 +106,10 @@ def ablate(
 @app.command()
 def generate(
     request: Annotated[str, typer.Argument(help="What to draw, in plain English.")],
-    policy: Annotated[str, typer.Option(help="A registered version or alias, or a policy's folder.")] = "champion",
+    policy: Annotated[
+        str,
+        typer.Option(help="A registered version or alias, a policy's folder, or ORG/NAME of the Hugging Face cache."),
+    ] = "champion",
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("picture.png"),
     dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder: its world is searched.")] = Path("data"),
     profile: Profile = None,
@@ -124,7 +127,10 @@ def generate(
 
 @app.command()
 def bench(
-    policy: Annotated[str, typer.Option(help="A registered version or alias, or a policy's folder.")] = "champion",
+    policy: Annotated[
+        str,
+        typer.Option(help="A registered version or alias, a policy's folder, or ORG/NAME of the Hugging Face cache."),
+    ] = "champion",
     out: Annotated[Path, typer.Option(help="Folder of the scores, pictures and trajectories.")] = Path("build/bench"),
     dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder.")] = Path("data"),
     profile: Profile = None,
@@ -193,6 +199,10 @@ def rescore(
 def _policy(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
+    if "/" in name:  # a model of the Hugging Face cache, or a folder that is not there
+        from genevolve.training.checkpoint import find_policy
+
+        return find_policy(name)
     from genevolve.tracking import MlflowTracker
 
     return MlflowTracker().policy_folder(name)

@@ -102,7 +102,9 @@ def _profile(profile: str | None) -> Iterator[Finding]:
         yield Finding("profile", False, str(e), "every command that works")
         return
     yield Finding("profile", True, f"{settings.profile}, data seed {settings.seeds.data_seed}")
-    base = Path(settings.policy.base)
+    from genevolve.training.checkpoint import base_folder
+
+    base = base_folder(settings.policy.base)
     if settings.policy.backend == "local":
         found = any(base.glob("*.safetensors"))
         blocks = "the cold start: `genevolve pretrain-base` makes one"

@@ -97,8 +97,32 @@ class Reward(Record):
     diagnostics: dict[str, Any] = Field(default_factory=dict)
 
 
+class Picture(Record):
+    """A reference picture that a policy with eyes was shown, among the tokens of an observation."""
+
+    img_id: str = Field(pattern=r"^IMG_[0-9]{3}$")
+    file: str = Field(description="as in the tool call's result: relative to the world, or web/NAME in the web's store")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the PNG or JPEG bytes that were shown")
+    width: int = Field(ge=1, description="pixels it was scaled to before the model's own image processor saw it")
+    height: int = Field(ge=1)
+    grid: tuple[int, int, int] = Field(description="image_grid_thw: frames, rows and columns of patches")
+    at: int = Field(ge=0, description="where in completion_ids its first image token stands")
+    tokens: int = Field(ge=1, description="image tokens, all alike: completion_ids[at : at + tokens]")
+
+
 class Trajectory(Record):
-    """One rollout, token-exact. Arrays over the completion have equal length C; the prompt has length P."""
+    """One rollout, token-exact. Arrays over the completion have equal length C; the prompt has length P.
+
+    The sequence a policy saw is prompt_ids + completion_ids, as sampled: nothing of it is tokenised again. A turn of the
+    assistant ends with its template's end token, which is the policy's own (mask 1); the template's text from there to the
+    next turn, the observation included, is not (mask 0). The last turn has nothing behind its end token.
+
+    Pictures: an observation's message text is followed, for each picture shown, by a line break, `IMG_001: ` and the
+    template's placeholder, in which the image token is repeated `Picture.tokens` times; all of it is completion with mask
+    0. `messages` holds the text alone. An image token stands in completion_ids nowhere else: it is never sampled. To make
+    the model's inputs again: `policy/pictures.py: pixel_inputs` for pixel_values and image_grid_thw, in the order of
+    `pictures`; mm_token_type_ids are 1 where the id is the image token, else 0.
+    """
 
     id: str
     request_id: str
@@ -114,6 +138,7 @@ class Trajectory(Record):
         default=(),
         description="[C] log p of the sampled token, full vocabulary at the sampling temperature, natural log; 0 off the mask",
     )
+    pictures: tuple[Picture, ...] = Field(default=(), description="in the order in which they were shown")
     temperature: float = Field(default=1.0, ge=0)
     policy_hash: str = ""
     tokenizer_hash: str = ""

@@ -26,8 +26,12 @@ SWITCHES = {
 """Fields that only the arms of an ablation, or an imported dataset, set. At their defaults they stand in no recipe and no
 fingerprint, so that a ledger written before there was such a switch still names the same runs."""
 
-ADDED = {"render": ("text_model", "steps", "true_cfg")}
-"""Fields that came after the first ledgers; they are left out at their defaults for the same reason."""
+LATER = {
+    "render": ("text_model", "steps", "true_cfg"),
+    "policy": ("device", "dtype", "attention", "system"),
+    "sampling": ("show_images", "image_pixels"),
+}
+"""Fields that came after the first ledger, for other policies than the embedded base: left out in the same way."""
 
 
 class Section(BaseModel):
@@ -76,7 +80,17 @@ class Policy(Section):
     backend: Literal["local", "openai"]
     """`local`: transformers, tokens in and out; `openai`: any OpenAI-compatible server."""
     base: str
-    """What the cold start begins from: a folder of the project, or a model's name."""
+    """What the cold start begins from: a folder of the project, or a model of the local Hugging Face cache, ORG/NAME or
+    ORG/NAME@REVISION."""
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$")
+    """Where `local` samples: cpu, cuda, or cuda:1."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of `local` weights; auto: bfloat16 on a GPU, float32 on the CPU."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Which of transformers' attention functions `local` uses for models other than the embedded base."""
+    system: str = ""
+    """The system prompt: a Markdown file, or `system` or `system_embedded` of agent/prompts. Empty: `system_embedded` for
+    the embedded base, `system` for a served policy; any other policy needs one to be named."""
 
 
 class Sampling(Section):
@@ -103,7 +117,12 @@ class Sampling(Section):
     batch: int = Field(ge=1)
     """Trajectories decoded together."""
     workers: int = Field(ge=1)
-    """Processes that decode, render and judge; each runs one torch thread. [ours]"""
+    """Processes that decode, render and judge, each with one torch thread; on GPUs at most one process each. A policy other
+    than the embedded base runs on the CPU in one process with so many threads. [ours]"""
+    show_images: int = Field(default=0, ge=0, le=10)
+    """Pictures of each image_search result that the policy is shown (models of the Qwen-VL kind); 0: titles alone. [ours]"""
+    image_pixels: int = Field(default=512 * 512, ge=1024, le=4_000_000)
+    """Width times height a shown picture is scaled down to. [ours]"""
     guide_to_student: bool = False
     """Training rollouts are sampled with the guide that the memory of earlier rounds has for their request, in the
     student's system prompt (an arm of the ablation; validation and bench never). Such a row's teacher prompt would equal
@@ -264,7 +283,8 @@ class Settings(Section):
     def _left_out(self, name: str) -> set[str]:
         section = getattr(self, name)
         fields = type(section).model_fields
-        idle = {f for f in (*SWITCHES.get(name, ()), *ADDED.get(name, ())) if getattr(section, f) == fields[f].default}
+        new = (*SWITCHES.get(name, ()), *LATER.get(name, ()))
+        idle = {f for f in new if getattr(section, f) == fields[f].default}
         return idle | (set(DERIVED) if name == "distill" else set())
 
     def fingerprint(self) -> str:

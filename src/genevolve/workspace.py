@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from genevolve.files import sha256_of
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -70,6 +72,5 @@ def folder_digest(folder: Path, pattern: str = "*", without: frozenset[str] = fr
         if path.relative_to(folder).parts[0] in without:
             continue
         total.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+        total.update(bytes.fromhex(sha256_of(path)))
     return total.hexdigest()

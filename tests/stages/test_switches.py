@@ -13,7 +13,7 @@ from genevolve.experience.memory import ExperienceMemory, Retrieved
 from genevolve.ledger import Ledger
 from genevolve.profiles import load
 from genevolve.records import Bundle, DecisionGuidance, Trajectory
-from genevolve.settings import SWITCHES, Settings
+from genevolve.settings import LATER, SWITCHES, Settings
 from genevolve.stages.backends import make_tools, system_text
 from genevolve.stages.bench import spread
 from genevolve.stages.crew import Crew, training_sampling
@@ -130,8 +130,9 @@ def test_a_part_of_the_bench_is_spread_over_it(dataset: Path) -> None:
 
 def test_switches_at_rest_stand_in_no_recipe_and_reopen_no_cycle(in_project: Path) -> None:
     settings = load("embedded")
-    values = settings.section_values(*SWITCHES)
-    assert not [f"{s}.{f}" for s, fields in SWITCHES.items() for f in fields if f in values[s]]
+    for switches in (SWITCHES, LATER):
+        values = settings.section_values(*switches)
+        assert not [f"{s}.{f}" for s, fields in switches.items() for f in fields if f in values[s]]
     ledger = Ledger.read(Path("cycles.yaml"))
     assert ledger.open_cycle(settings) == (ledger, "c001")
     changed = load("embedded", overrides=["experience.guides=shuffled"])

@@ -24,6 +24,7 @@ from genevolve.errors import GenEvolveError, StageError
 from genevolve.settings import Settings
 from genevolve.stages.runner import Job, run_job
 from genevolve.tracking import Tracker, tracker
+from genevolve.training.checkpoint import base_folder
 
 TICK = 15.0
 """Seconds between two looks at the clock of the bar; a run takes minutes."""
@@ -191,7 +192,7 @@ def _work(unit: Unit, place: Place, stamp: Stamp) -> None:
         os.dup2(stream.fileno(), 2)
     if unit.arm is None:
         out = place.start(unit.seed)
-        inputs = {"dataset": place.dataset, "base": Path(unit.settings.policy.base)}
+        inputs = {"dataset": place.dataset, "base": base_folder(unit.settings.policy.base)}
         run_job(Job("cold_start", unit.title, unit.settings, inputs, out, out.with_name("cold_start.json")))
         return
     track = tracker()
@@ -211,7 +212,7 @@ def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) ->
     seconds = {} if arm.policy == "base" else {"cold_start": _seconds(start)}
     evolved: dict[str, Any] = {}
     curve: list[dict[str, float]] = []
-    policy = Path(settings.policy.base) if arm.policy == "base" else start / "policy"
+    policy = base_folder(settings.policy.base) if arm.policy == "base" else start / "policy"
     if arm.policy == "evolved":
         inputs = {"dataset": place.dataset, "parent": policy}
         done = run_job(Job("evolve", unit.title, settings, inputs, folder / "trained", folder / "evolve.json"), track)

@@ -37,7 +37,8 @@ def rollouts(
         for rollout in range(k):
             session = Session(tools, limits)
             first, question = session.start(request.question, text)
-            jobs.append(Job(f"{request.id}/{rollout}", first.content, question.content, session.step))
+            show = _shown(session) if tools.show else None
+            jobs.append(Job(f"{request.id}/{rollout}", first.content, question.content, session.step, show))
             played.append((request, rollout, session))
     out: list[Trajectory | None] = [None] * len(jobs)
 
@@ -49,6 +50,10 @@ def rollouts(
 
     policy.sample(jobs, sampling, seed, done)
     return [t for t in out if t is not None]
+
+
+def _shown(session: Session) -> Callable[[], Sequence[tuple[str, str]]]:
+    return lambda: session.pictures
 
 
 def _trajectory(
@@ -66,6 +71,7 @@ def _trajectory(
         completion_ids=sampled.completion_ids,
         assistant_mask=sampled.assistant_mask,
         logprobs=sampled.logprobs,
+        pictures=sampled.pictures,
         temperature=sampling.temperature,
         policy_hash=policy.policy_hash,
         tokenizer_hash=policy.tokenizer_hash,

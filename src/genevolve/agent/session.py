@@ -32,6 +32,8 @@ class Tools:
     image_search: ImageSearch
     knowledge: Knowledge
     top_k: int = 5
+    show: int = 0
+    """how many pictures of an image_search result a policy with eyes is shown"""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Session:
         self.termination: Termination | None = None
         self.failure = ""
         self.format_errors = 0
+        self.pictures: tuple[tuple[str, str], ...] = ()
+        """(img_id, file) of the pictures to show with the last observation."""
         self._files: dict[str, str] = {}
         self._asked: set[tuple[str, str]] = set()
         self._round = 0
@@ -83,6 +87,7 @@ class Session:
         if not self.messages or self.finished:
             raise RuntimeError("This session is not waiting for a turn.")
         self.messages.append(Message(role="assistant", content=_storable(assistant_text)))
+        self.pictures = ()
         final = self._last_round()
         turn = parse_turn(assistant_text, final)
         if isinstance(turn, Call):
@@ -170,6 +175,7 @@ class Session:
         rows = [{"img_id": f"IMG_{n:03d}", **row} for n, row in enumerate(found, len(self._files) + 1)]
         self._asked.add(key)
         self._files.update((row["img_id"], row["file"]) for row in rows)
+        self.pictures = tuple((row["img_id"], row["file"]) for row in rows[: self.tools.show])
         return image_observation((row["title"], row["img_id"]) for row in rows), rows
 
     def _query_knowledge(self, call: Call) -> tuple[str, Result]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from genevolve.errors import GenEvolveError
+from genevolve.records import Picture
 
 
 class PolicyError(GenEvolveError):
@@ -37,6 +38,8 @@ class Job:
     system: str
     question: str
     step: Callable[[str], str | None]
+    pictures: Callable[[], Sequence[tuple[str, str]]] | None = None
+    """Returns (img_id, file) of the pictures to show with the message that `step` returned last; None: none, ever."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Sampled:
     logprobs: tuple[float, ...]
     overlong: str = ""
     """why the conversation was cut before its end, in a sentence; empty when `step` ended it"""
+    pictures: tuple[Picture, ...] = ()
+    """what the policy was shown among the completion's tokens"""
 
 
 class Policy(Protocol):

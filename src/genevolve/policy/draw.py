@@ -23,16 +23,21 @@ def uniforms(seed: int, key: str, n: int) -> Tensor:
     return torch.from_numpy((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 
-def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float) -> tuple[list[int], list[float]]:
+def draw(
+    logits: Tensor, u: Tensor, temperature: float, top_p: float, never: Tensor | None = None
+) -> tuple[list[int], list[float]]:
     """Return one token a row and its natural log-prob over the full vocabulary at `temperature`, for logits [R, V] and
     uniforms u [R]. Temperature 0 takes the best token and reports its log-prob at temperature 1.
 
-    The nucleus is the shortest run of best tokens whose probability reaches `top_p` (as in transformers).
+    The nucleus is the shortest run of best tokens whose probability reaches `top_p` (as in transformers). Ids in `never`
+    [N] are not drawn; as with what the nucleus cuts off, the log-probs stay those of the full vocabulary.
     """
     import torch
 
     scaled = logits if temperature in (0, 1) else logits * (1.0 / temperature)
     logp = torch.log_softmax(scaled, -1)
+    if never is not None:
+        logp = logp.index_fill(-1, never, float("-inf"))
     token = logp.argmax(-1)
     best = logp.gather(1, token[:, None])[:, 0]
     if temperature > 0:
@@ -52,7 +57,7 @@ def _nucleus(logp: Tensor, u: Tensor, top_p: float) -> Tensor:
     p = best.exp().double()
     total = p.cumsum(-1)
     if size < logp.shape[1] and bool((wide := total[:, -1] < top_p).any()):
-        token = torch.empty(len(logp), dtype=torch.long)
+        token = torch.empty(len(logp), dtype=torch.long, device=logp.device)
         ranked, order = logp[wide].sort(dim=-1, descending=True, stable=True)
         token[wide] = _pick(ranked, order, u[wide], top_p)
         token[~wide] = _pick(best[~wide], ids[~wide], u[~wide], top_p)

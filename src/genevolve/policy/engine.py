@@ -79,6 +79,7 @@ class Engine:
         import torch
 
         self.shape = s = Shape.of(config)
+        self.device = torch.device("cpu")
         self.slots = max(slots, LEAST_ROWS)
         self.capacity = -(-capacity // PAGE) * PAGE
         try:
@@ -149,8 +150,9 @@ class Engine:
         self.lengths[slot] = n
         return saved.logits
 
-    def extend(self, slot: int, ids: Sequence[int]) -> Tensor:
-        """Append tokens to one row; return the logits [V] after the last. The row must have room for them."""
+    def extend(self, slot: int, ids: Sequence[int], pixels: None = None) -> Tensor:
+        """Append tokens to one row; return the logits [V] after the last. The row must have room for them. This model is
+        blind: `pixels` is always None."""
         import torch
         import torch.nn.functional as functional
 

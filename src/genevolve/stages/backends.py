@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from genevolve.agent.session import Tools
     from genevolve.experience.embed import Embedder
     from genevolve.judge.base import ImageJudge, ProgramJudge
+    from genevolve.policy.base import Policy
     from genevolve.records import Request
     from genevolve.render.base import Renderer
     from genevolve.services.client import Client
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 WORLD = "world"
 """Where the dataset folder keeps the embedded world."""
+PROMPTS = ("system", "system_embedded")
+"""The system prompts of agent/prompts."""
+PICTURE = 320
+"""Pixels a side of an embedded drawing as a policy with eyes is shown it."""
 STORE_VARIABLE, STORE = "GENEVOLVE_WEB", ".cache/web"
 """Where paid answers (calls.sqlite) and pictures from the web (images/) lie: beside the stages, for all of them."""
 RENDERS = "renders"
@@ -154,6 +159,7 @@ def make_tools(settings: Settings, dataset: Path) -> Tools:
         Removed() if "image_search" in gone else _image_search(settings, dataset),
         Removed() if "query_knowledge" in gone else SkillTexts(),
         settings.world.top_k,
+        settings.sampling.show_images,
     )
 
 
@@ -242,12 +248,75 @@ def reference_bytes(dataset: Path, file: str) -> bytes:
     return world(dataset).image(file).encode()
 
 
+def picture_bytes(dataset: Path, file: str) -> bytes:
+    """Return a reference picture as a policy with eyes is shown it, PNG or JPEG: the web's as it is kept, a drawing of the
+    embedded world at PICTURE pixels a side, on white."""
+    from genevolve.tools.serper import WEB
+
+    if file.startswith(WEB):
+        return reference_bytes(dataset, file)
+    import resvg_py
+
+    return bytes(
+        resvg_py.svg_to_bytes(
+            svg_string=world(dataset).image(file),
+            width=PICTURE,
+            height=PICTURE,
+            background="white",
+            skip_system_fonts=True,
+        )
+    )
+
+
+def embedded_engine(settings: Settings, policy: Path) -> bool:
+    """Return whether our own engine plays this policy: Qwen3 without pictures, in float32 on the CPU."""
+    from genevolve.policy.local import LocalPolicy
+
+    p, shown = settings.policy, settings.sampling.show_images
+    return p.device == "cpu" and p.dtype != "bfloat16" and not shown and LocalPolicy.plays(policy)
+
+
+def make_policy(settings: Settings, policy: str | Path, dataset: Path, device: str | None = None) -> Policy:
+    """Return the policy of a folder, or of a model's name; `device` takes the place of the settings' one.
+
+    Raises SettingsError for a policy that needs a system prompt to be named, PolicyError when it cannot be played.
+    """
+    from genevolve.policy.local import LocalPolicy
+
+    root = Path(policy)
+    if embedded_engine(settings, root):
+        return LocalPolicy.load(root)
+    if not settings.policy.system and not LocalPolicy.plays(root):
+        raise SettingsError(
+            f"{policy} is not the embedded base: say which system prompt it reads, --set policy.system=system (ours) or "
+            "--set policy.system=FILE.md (its own)."
+        )
+    from genevolve.policy.huggingface import HubPolicy
+    from genevolve.policy.pictures import Eyes
+
+    s = settings.sampling
+    eyes = Eyes(lambda file: picture_bytes(dataset, file), s.image_pixels) if s.show_images else None
+    p = settings.policy
+    return HubPolicy.load(policy, device=device or p.device, dtype=p.dtype, attention=p.attention, eyes=eyes)
+
+
 def system_text(settings: Settings) -> str:
-    """Return the system prompt file of a profile, guide mark included; the embedded one names no removed tool."""
+    """Return the system prompt of a profile, guide mark included; the embedded one names no removed tool.
+
+    Raises SettingsError when `policy.system` names no file.
+    """
     from genevolve.agent.system import load_system
 
-    if settings.policy.backend != "local":
-        return load_system("system")
+    name = settings.policy.system or ("system_embedded" if settings.policy.backend == "local" else "system")
+    if name not in PROMPTS:
+        try:
+            return Path(name).read_text(encoding="utf-8").strip()
+        except OSError as e:
+            raise SettingsError(f"policy.system: the system prompt {name} cannot be read ({e.strerror}).") from e
+        except UnicodeDecodeError as e:
+            raise SettingsError(f"policy.system: the system prompt {name} is not UTF-8 text.") from e
+    if name != "system_embedded":
+        return load_system(name)
     gone = settings.sampling.removed_tools
     lines = load_system("system_embedded").splitlines()
     return "\n".join(_tool_line(line, gone) if gone and line.startswith("Tools: ") else line for line in lines)

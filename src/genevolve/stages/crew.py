@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 from genevolve.errors import StageError
 from genevolve.files import write_whole
 from genevolve.records import Request, Reward, Score, Trajectory
-from genevolve.stages.backends import check, check_dataset
+from genevolve.stages.backends import check, check_dataset, embedded_engine
 
 if TYPE_CHECKING:
     from genevolve.policy.base import Sampling
     from genevolve.settings import Settings
 
 CHUNK = 24
-"""Trajectories a process plays at a time. Fixed, so that the result does not depend on the number of processes."""
+"""Trajectories a process plays at a time with our own engine. Fixed, so that the result does not depend on the number of
+processes. Other policies take `sampling.batch` at a time: their results depend on their company by rounding anyway."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +56,78 @@ def _sampling(settings: Settings, temperature: float, top_p: float) -> Sampling:
     return Sampling(temperature, top_p, s.max_turn_tokens, s.max_context, s.batch)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where a policy is played: the device of each process, and the torch threads of one. One place: this process."""
+
+    devices: tuple[str, ...]
+    threads: int = 1
+
+
+def places(settings: Settings, policy: Path) -> Places:
+    """Return the places of a policy. With our own engine on the CPU `sampling.workers` processes of one thread; with another
+    model on the CPU this process alone, with so many threads, for each process would hold the weights; on GPUs a process
+    for each, at most `sampling.workers`, and for a single or a named one this process."""
+    workers, device = settings.sampling.workers, settings.policy.device
+    if device == "cpu":
+        ours = embedded_engine(settings, policy)
+        return Places(("cpu",) * workers) if ours else Places(("cpu",), workers)
+    import torch
+
+    if device != "cuda" or torch.cuda.device_count() < 2 or workers < 2:
+        return Places((device,))
+    return Places(tuple(f"cuda:{i}" for i in range(min(workers, torch.cuda.device_count()))))
+
+
 class Crew:
-    """`settings.sampling.workers` processes with one torch thread each; with one worker, this process itself."""
+    """The processes that play a stage's requests; they start with the first policy, whose kind decides where (`places`)."""
 
     def __init__(self, settings: Settings, dataset: Path) -> None:
         check(settings)
         check_dataset(settings, dataset)
         self.settings, self.dataset = settings, dataset
+        self._places: Places | None = None
         self._pool: ProcessPoolExecutor | None = None
         self._player: Player | None = None
 
     def __enter__(self) -> Crew:
-        workers = self.settings.sampling.workers
-        if workers > 1:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, context, _start, (self.settings, self.dataset))
-        else:
-            import torch
-
-            torch.set_num_threads(1)  # as in a spawned process: the last bits of a log-prob depend on it
-            self._player = Player(self.settings, self.dataset)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+    def _open(self, policy: Path) -> Places:
+        """Start the processes for this policy, unless they run: those of another kind of policy are ended first."""
+        wanted = places(self.settings, policy)
+        if wanted == self._places and (self._pool or self._player):
+            return wanted
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._places, self._pool, self._player = wanted, None, None
+        if len(wanted.devices) > 1:
+            context = multiprocessing.get_context("spawn")
+            turn = context.Value("i", 0)
+            given = (self.settings, self.dataset, wanted, turn)
+            self._pool = ProcessPoolExecutor(len(wanted.devices), context, _start, given)
+        else:
+            import torch
+
+            # our engine's one, as in a spawned process: the last bits of a log-prob depend on it
+            torch.set_num_threads(wanted.threads)
+            self._player = Player(self.settings, self.dataset, wanted.devices[0])
+        return wanted
+
+    def release(self) -> None:
+        """Give the memory of GPUs back, for the training that follows; the next `play` loads its policy anew. On the CPU
+        this does nothing."""
+        if self._places is None or self._places.devices[0] == "cpu":
+            return
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        if self._player is not None:
+            self._player.release()
 
     def play(
         self,
@@ -95,7 +143,12 @@ class Crew:
     ) -> list[Trajectory]:
         """Return k scored trajectories per request, grouped by request in the given order; `on_done` counts them."""
         check_dataset(self.settings, self.dataset, requests)
-        size = max(1, CHUNK // k)
+        where = self._open(policy)
+        chunk = CHUNK
+        if where.devices[0] != "cpu" or not embedded_engine(self.settings, policy):
+            share = -(-len(requests) * k // len(where.devices))  # every GPU has something to do
+            chunk = min(self.settings.sampling.batch, share)
+        size = max(1, chunk // k)
         plays = [
             Play(policy, tuple(requests[i : i + size]), k, sampling, seed, images, dict(guides or {}))
             for i in range(0, len(requests), size)
@@ -118,10 +171,10 @@ class Crew:
 class Player:
     """Tools, generator and judges of a profile, loaded once in a process."""
 
-    def __init__(self, settings: Settings, dataset: Path) -> None:
+    def __init__(self, settings: Settings, dataset: Path, device: str = "cpu") -> None:
         from genevolve.stages.backends import make_judges, make_renderer, make_tools, system_text
 
-        self.settings, self.dataset = settings, dataset
+        self.settings, self.dataset, self.device = settings, dataset, device
         self.tools = make_tools(settings, dataset)
         self.renderer = make_renderer(settings)
         self.image_judge, self.program_judge = make_judges(settings, dataset)
@@ -133,10 +186,11 @@ class Player:
         """Sample, draw and judge."""
         from genevolve.agent.rollout import rollouts
         from genevolve.agent.session import Limits
-        from genevolve.policy.local import LocalPolicy
+        from genevolve.stages.backends import make_policy
 
         if self._policy is None or self._policy[0] != play.policy:
-            self._policy = (play.policy, LocalPolicy.load(play.policy))
+            self.release()  # two sets of weights would not fit
+            self._policy = (play.policy, make_policy(self.settings, play.policy, self.dataset, self.device))
         s = self.settings.sampling
         played = rollouts(
             self._policy[1],
@@ -150,6 +204,14 @@ class Player:
             limits=Limits(s.tool_calls, s.rounds),
         )
         return self.score(played, play.requests, play.images)
+
+    def release(self) -> None:
+        """Let go of the policy, and of a GPU's memory."""
+        self._policy = None
+        if self.device != "cpu":
+            from genevolve.policy.huggingface import free
+
+            free()
 
     def score(self, played: Sequence[Trajectory], requests: Sequence[Request], images: Path | None) -> list[Trajectory]:
         """Draw and judge trajectories; equal programs of one request are drawn and judged once."""
@@ -221,12 +283,15 @@ _one: Player | None = None
 """In a spawned process only."""
 
 
-def _start(settings: Settings, dataset: Path) -> None:
+def _start(settings: Settings, dataset: Path, where: Places, turn: Any) -> None:
     import torch
 
     global _one
-    torch.set_num_threads(1)
-    _one = Player(settings, dataset)
+    torch.set_num_threads(where.threads)
+    with turn.get_lock():
+        mine = where.devices[turn.value % len(where.devices)]
+        turn.value += 1
+    _one = Player(settings, dataset, mine)
 
 
 def _play(play: Play) -> list[Trajectory]:

@@ -44,6 +44,7 @@ def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[s
             shown = student_guides(settings, state.memory, step_requests(pool, settings, step))
             trajectories = sample(settings, crew, pool, state.policy, step, images=new, guides=shown)
             extracted = extract(settings, state.memory, trajectories, step, shown)
+            crew.release()
             row: dict[str, Any] = {"step": step, **sampling_metrics(trajectories), **extracted.metrics}
             row |= state.learner.learn(trajectories, extracted.guides, new / "policy")
             if step % settings.cycle.validate_every == 0 or step == settings.cycle.steps:

@@ -33,6 +33,7 @@ from genevolve.ledger import COLD_START_SECTIONS, CYCLE_SECTIONS, Ledger
 from genevolve.profiles import load
 from genevolve.settings import Settings
 from genevolve.tracking import Tracker, numbers, tracker
+from genevolve.training.checkpoint import base_folder
 from genevolve.workspace import Workspace, folder_digest
 
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -92,7 +93,7 @@ def job(stage: str, cycle: str, workspace: Workspace, settings: Settings | None 
     parent = ledger.entry(cycle).parent
     inputs: dict[str, Path | None] = {"dataset": workspace.dataset}
     if stage == "cold_start":
-        inputs["base"] = Path(settings.policy.base)
+        inputs["base"] = base_folder(settings.policy.base)
         out = workspace.trained(cycle)
     elif stage == "evolve":
         if parent is None:
@@ -116,7 +117,10 @@ def run_job(job: Job, track: Tracker | None = None) -> dict[str, Any]:
     for name, path in job.inputs.items():
         local = name != "base" or job.settings.policy.backend == "local"
         if path is not None and local and not path.is_dir():
-            raise StageError(f"{job.title} needs {name} at {path}, which is missing: run the stage before it")
+            mend = (
+                "give a folder, or fetch the model with `hf download`" if name == "base" else "run the stage before it"
+            )
+            raise StageError(f"{job.title} needs {name} at {path}, which is missing: {mend}")
     job.out.parent.mkdir(parents=True, exist_ok=True)
     with _alone(job):
         fingerprint = job.fingerprint()
