@@ -19,7 +19,7 @@ DERIVED = {"steps": ("cycle", "steps"), "temperature": ("sampling", "temperature
 SWITCHES = {
     "sampling": ("guide_to_student", "removed_tools"),
     "experience": ("guides",),
-    "distill": ("grpo_weight", "teacher"),
+    "distill": ("grpo_weight", "teacher", "saved", "device", "processes", "accelerate"),
     "bench": ("requests",),
 }
 """Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no fingerprint, so that a
