@@ -16,9 +16,22 @@ from genevolve.training.distill_config import DistillConfig
 DERIVED = {"steps": ("cycle", "steps"), "temperature": ("sampling", "temperature"), "seed": ("seeds", "run_seed")}
 """Fields of DistillConfig that have their place in another section: field -> (section, field)."""
 
+COLD_START_SWITCHES = (
+    "trainer",
+    "precision",
+    "gradient_checkpointing",
+    "lora_rank",
+    "lora_alpha",
+    "micro_batch_tokens",
+    "checkpoint_every",
+    "device",
+    "processes",
+    "accelerate",
+)
 SWITCHES = {
     "sampling": ("guide_to_student", "removed_tools"),
     "experience": ("guides",),
+    "cold_start": COLD_START_SWITCHES,
     "distill": ("grpo_weight", "teacher", "saved", "device", "processes", "accelerate"),
     "bench": ("requests",),
 }
@@ -189,6 +202,34 @@ class ColdStart(Section):
     """[P]: 1e-6"""
     cutoff: int = Field(ge=128)
     """Longest sequence in tokens; longer ones are counted and left out. [P]: 32,768"""
+    trainer: Literal["trl", "ranks"] = "trl"
+    """`trl`: TRL's SFTTrainer, for the small base in one process. `ranks`: any chat or image-text model, LoRA or full, on
+    one process or many (`training/sft.py`); the fields below are its own."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the forward under autocast; the loss stays float32. [P]: bfloat16"""
+    gradient_checkpointing: bool = False
+    """Recompute activations layer by layer in the backward pass."""
+    lora_rank: int | None = Field(default=None, ge=1)
+    """null trains all language weights [P]; a rank trains adapters, which are merged at the end."""
+    lora_alpha: int = Field(default=32, ge=1)
+    """LoRA scale: the update is multiplied by lora_alpha / lora_rank."""
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    """Padded tokens of one forward pass; a longer sequence goes alone. Changes memory and speed only."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Steps between two checkpoints, from which a run that was cut off goes on."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where it is trained."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that make a step together, a GPU each: above 1 they are started by `accelerate launch`."""
+    accelerate: str = "configs/accelerate/eight_gpu_fsdp.yaml"
+    """The launcher's configuration, as `distill.accelerate`."""
+
+    @model_validator(mode="after")
+    def _fields_of_the_trainer(self) -> ColdStart:
+        idle = [f for f in COLD_START_SWITCHES if getattr(self, f) != type(self).model_fields[f].default]
+        if self.trainer == "trl" and idle:
+            raise ValueError(f"{idle[0]} needs cold_start.trainer ranks")
+        return self
 
 
 class Bench(Section):

@@ -60,9 +60,7 @@ def tiny_eyes(seed: int = 0, *, tied: bool = True, vocabulary: int = VOCABULARY,
         "num_position_embeddings": 64,
     }
     tokens = {"image_token_id": IMAGE, "video_token_id": 59, "vision_start_token_id": 58, "vision_end_token_id": 57}
-    config = Qwen3VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=tied, **{**tokens, **changes}
-    )
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **{**tokens, **changes})
     model = Qwen3VLForConditionalGeneration(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -79,9 +77,7 @@ def fake_look(pictures: Any) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor([p.grid for p in pictures])}
 
 
-def plain_logprobs(
-    model: Any, prompt: Any, completion: Any, temperature: float, pictures: Any = ()
-) -> torch.Tensor:
+def plain_logprobs(model: Any, prompt: Any, completion: Any, temperature: float, pictures: Any = ()) -> torch.Tensor:
     """Log p of every completion token, one unpadded sequence with full logits: the slow truth."""
     ids = torch.tensor([[*prompt, *completion]])
     seen = {**fake_look(pictures), "mm_token_type_ids": (ids == IMAGE).int()} if pictures else {}

@@ -213,4 +213,5 @@ def _pad(rows: list[tuple[TrainRow, Sequence[int], int]], device: torch.device) 
         targets += [row.completion_ids[t] for t in scored]
         tokens += range(start, start + len(scored))
     pictures = tuple(p for row, _, _ in rows for p in row.pictures)
-    return MicroBatch(ids.to(device), *(torch.tensor(x, device=device) for x in (at, targets, tokens)), pictures)
+    columns, wanted, places = (torch.tensor(x, device=device) for x in (at, targets, tokens))
+    return MicroBatch(ids.to(device), columns, wanted, places, pictures)

@@ -27,7 +27,7 @@ from genevolve.training.distill_metrics import StepScores, step_metrics
 from genevolve.training.lora import merge_adapters
 from genevolve.training.losses import aggregation_weights, grpo_term, k3_kl, sdl_term, selected_count, top_fraction_mask
 from genevolve.training.parallel import ALONE, Ranks
-from genevolve.training.weights import Weights, placed
+from genevolve.training.weights import Weights, let_go, placed
 
 
 class TrainingError(GenEvolveError):
@@ -172,6 +172,8 @@ class DistillTrainer:
                 else:
                     found = self.weights.score(micro)[0]
                 logps[micro.tokens] = found.to(logps)
+        if frozen and self.reference is not None:
+            let_go(self._frozen)
         self.ranks.add_up(logps)
         return logps
 

@@ -24,7 +24,9 @@ def device_of(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UnsupportedModelError("The device is set to cuda, but PyTorch sees no GPU here; set distill.device to cpu.")
+        raise UnsupportedModelError(
+            "The device is set to cuda, but PyTorch sees no GPU here; set distill.device to cpu."
+        )
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
         raise UnsupportedModelError(
@@ -43,9 +45,7 @@ def has_eyes(folder: str | Path) -> bool:
     return isinstance(config, dict) and isinstance(config.get("vision_config"), dict)
 
 
-def load_model(
-    name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> Any:
+def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Any:
     """Return the model of a policy by folder or id: AutoModelForImageTextToText with a vision config, else
     AutoModelForCausalLM.
 
@@ -105,7 +105,9 @@ def decoder_layers(model: Any) -> list[nn.Module]:
 def language_weights(model: Any) -> set[nn.Parameter]:
     """Return the parameters of decoder and head, adapters included."""
     inner = unwrapped(model)
-    return {p for part in (decoder(inner), inner.get_output_embeddings()) if part is not None for p in part.parameters()}
+    return {
+        p for part in (decoder(inner), inner.get_output_embeddings()) if part is not None for p in part.parameters()
+    }
 
 
 def freeze_all_but_language(model: Any) -> None:

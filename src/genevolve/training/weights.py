@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from genevolve.training.batch import MicroBatch
-from genevolve.training.checkpoint import CheckpointError
+from genevolve.training.checkpoint import (
+    TOKENIZER_FILES,
+    CheckpointError,
+    new_folder,
+    policy_hash,
+    tokenizer_folder,
+)
 from genevolve.training.distill_forward import Look, Scorer, Scoring, check_model, disable_dropout
 from genevolve.training.lora import LoraConfigured, adapted_layers, add_adapters
 from genevolve.training.models import freeze_all_but_language, unwrapped
@@ -20,6 +27,10 @@ from genevolve.training.parallel import ALONE, Ranks, whole
 
 SHARDS = "shards"
 """Where split weights and optimiser states lie in a checkpoint: a folder of torch.distributed.checkpoint."""
+INPUT_FILES = (*TOKENIZER_FILES, "vocab.json", "merges.txt", "video_preprocessor_config.json")
+"""What a trained policy takes over from the one it came from, byte by byte."""
+SHARD = "5GB"
+"""The largest safetensors file of a policy."""
 PLACEMENT = frozenset({"processes", "accelerate", "device", "saved"})
 """Fields of a configuration that say where and by how many a step is made, not which step: a checkpoint fits others."""
 
@@ -55,7 +66,7 @@ class Weights:
         self.config, self.ranks, self.look = config, ranks, look
         self.model = add_adapters(model, config) if config.lora_rank else model
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         disable_dropout(self.model)
         self.model.train()  # without dropout this only lets gradient checkpointing work
         self.scorer = placed(self.model, config, ranks)
@@ -181,6 +192,54 @@ def placed(model: Any, config: Scoring, ranks: Ranks) -> nn.Module:
     if ranks.sharded:
         ranks.split(scorer, model, low=config.precision == "bfloat16")
     return scorer
+
+
+def save_trained(weights: Weights, source: str | Path, folder: str | Path, *, adapters_over: str = "") -> str:
+    """Write the policy in training to `folder`, whole or not at all, and return its hash. All processes must call.
+
+    Whole weights in safetensors, adapters added, in bfloat16 where the forward pass is (which rounds them so anyway); with
+    `adapters_over`, the name of the start policy, a peft folder of the adapters alone. Tokenizer, template and image
+    processor are those of `source`, byte by byte.
+    """
+    model, ranks = weights.model, weights.ranks
+    let_go(weights.scorer)
+    low = weights.config.precision == "bfloat16"
+    tensors = (
+        adapter_tensors(model, ranks)
+        if adapters_over
+        else policy_tensors(model, ranks, torch.bfloat16 if low else None)
+    )
+    if ranks.first:
+        with new_folder(folder) as temporary:
+            if adapters_over:
+                for peft in model.peft_config.values():
+                    peft.base_model_name_or_path = adapters_over
+                model.save_pretrained(temporary, state_dict=tensors, save_embedding_layers=False)
+                (temporary / "README.md").unlink(missing_ok=True)  # peft's empty card
+            else:
+                unwrapped(model).save_pretrained(temporary, state_dict=tensors, max_shard_size=SHARD)
+                if low:
+                    _say_dtype(temporary / "config.json", "bfloat16")
+            origin = tokenizer_folder(source)
+            for name in INPUT_FILES:
+                if (origin / name).is_file():
+                    shutil.copyfile(origin / name, temporary / name)
+    ranks.barrier()
+    return policy_hash(folder)
+
+
+def _say_dtype(path: Path, dtype: str) -> None:
+    """Let a config say what its weights are, for the text model inside as well."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
+        part.update({"dtype": dtype} if "dtype" in part else {})
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def let_go(scorer: nn.Module) -> None:
+    """Let go of the gathered weights that a forward pass without gradient left in memory, where weights are split."""
+    if hasattr(scorer, "reshard"):
+        scorer.reshard()
 
 
 def policy_tensors(model: Any, ranks: Ranks = ALONE, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
