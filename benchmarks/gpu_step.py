@@ -95,9 +95,6 @@ def rows_of(name: str, rows: int, tokens: int) -> list[Any]:
         prompt = some(max(4, tokens // 8))
         rest = tokens - len(prompt)
         mask = [int(t % 96 < 32) for t in range(rest)]
-        logprobs = [
-            -8.0 * m for m in mask
-        ]  # far from the model's: about one token in two is clipped, as is its backward
         teacher = [*prompt[:4], *some(min(GUIDE, tokens)), *prompt[4:]]
         out.append(TrainRow(f"t{i}", "r", prompt, some(rest), mask, [0.0] * rest, i / rows, teacher))
     return out
