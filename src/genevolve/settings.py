@@ -16,8 +16,16 @@ from genevolve.training.distill_config import DistillConfig
 DERIVED = {"steps": ("cycle", "steps"), "temperature": ("sampling", "temperature"), "seed": ("seeds", "run_seed")}
 """Fields of DistillConfig that have their place in another section: field -> (section, field)."""
 
-COLD_START_SWITCHES = (
-    "trainer",
+SWITCHES = {
+    "sampling": ("guide_to_student", "removed_tools"),
+    "experience": ("guides",),
+    "distill": ("grpo_weight", "teacher"),
+    "bench": ("requests",),
+}
+"""Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no fingerprint, so that a
+ledger written before there was such a switch still names the same runs."""
+
+RANKS_ONLY = (
     "precision",
     "gradient_checkpointing",
     "lora_rank",
@@ -28,19 +36,13 @@ COLD_START_SWITCHES = (
     "processes",
     "accelerate",
 )
-SWITCHES = {
-    "sampling": ("guide_to_student", "removed_tools"),
-    "experience": ("guides",),
-    "cold_start": COLD_START_SWITCHES,
-    "distill": ("grpo_weight", "teacher", "saved", "device", "processes", "accelerate"),
-    "bench": ("requests",),
-}
-"""Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no fingerprint, so that a
-ledger written before there was such a switch still names the same runs."""
+"""Fields of the cold start that its trainer `ranks` alone knows."""
 
 LATER = {
     "policy": ("device", "dtype", "attention", "system"),
     "sampling": ("show_images", "image_pixels"),
+    "cold_start": ("trainer", *RANKS_ONLY),
+    "distill": ("saved", "device", "processes", "accelerate"),
 }
 """Fields that came after the first ledger, for other policies than the embedded base: left out in the same way."""
 
@@ -226,7 +228,7 @@ class ColdStart(Section):
 
     @model_validator(mode="after")
     def _fields_of_the_trainer(self) -> ColdStart:
-        idle = [f for f in COLD_START_SWITCHES if getattr(self, f) != type(self).model_fields[f].default]
+        idle = [f for f in RANKS_ONLY if getattr(self, f) != type(self).model_fields[f].default]
         if self.trainer == "trl" and idle:
             raise ValueError(f"{idle[0]} needs cold_start.trainer ranks")
         return self
