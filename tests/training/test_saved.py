@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from genevolve.policy.base import PolicyError
 from genevolve.policy.huggingface import HubPolicy
 from genevolve.training.checkpoint import CheckpointError, adapter_base, policy_hash, save_policy, tokenizer_hash
 from genevolve.training.distill import DistillTrainer
@@ -68,6 +69,7 @@ def test_adapters_alone_give_the_merged_policy(
     weights = moved(Weights(load_model(base), config(lora_rank=4)))
     save_trained(weights, base, tmp_path / "merged")
     first = save_trained(weights, base, tmp_path / "adapters", adapters_over=str(base))
+    assert first == save_trained(weights, base, tmp_path / "again", adapters_over=str(base)) == policy_hash("again")
     assert adapter_base(tmp_path / "adapters") == base
     size = sum(p.stat().st_size for p in (tmp_path / "adapters").glob("*.safetensors"))
     assert size < sum(p.stat().st_size for p in base.glob("*.safetensors"))
@@ -78,8 +80,13 @@ def test_adapters_alone_give_the_merged_policy(
     changed = {k for k, v in load_model(base).state_dict().items() if not torch.allclose(v, theirs[k], atol=1e-6)}
     assert changed
     assert all("layers." in k and ".visual." not in k for k in changed)
-    assert first == save_trained(weights, base, tmp_path / "again", adapters_over=str(base)) == policy_hash("again")
-    HubPolicy.load(tmp_path / "adapters")
+    sampled = HubPolicy.load(tmp_path / "adapters").model.state_dict()
+    assert all(torch.allclose(sampled[k], v, atol=1e-6) for k, v in theirs.items())  # as the sampler merges them
+    other = bases["seeing" if kind == "blind" else "blind"]
+    config = tmp_path / "adapters/adapter_config.json"
+    config.write_text(config.read_text().replace(str(base), str(other)))
+    with pytest.raises(PolicyError, match="does not fit its base"):
+        load_model(tmp_path / "adapters")
 
 
 def test_merging_one_weight_at_a_time_is_pefts_merge(config: Make, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class HubPolicy:
         with _memory(f"to load {name}"):
             model = _model(base, device, kind, attention)
             if base != root:
-                model = _with_adapter(model, root)
+                model = with_adapter(model, root)
         return cls(model, template, hashes, processor=processor, eyes=eyes)
 
     def opening(self, job: Job) -> tuple[int, ...]:
@@ -271,8 +271,8 @@ def _model(folder: Path, device: str, dtype: Any, attention: str) -> Any:
         raise PolicyError(f"{folder}: the model cannot be loaded ({' '.join(str(e).split())[:200]}).") from e
 
 
-def _with_adapter(model: Any, folder: Path) -> Any:
-    """Return the model with the adapter's weights added to its own."""
+def with_adapter(model: Any, folder: Path) -> Any:
+    """Return the model with the adapter's weights added to its own; raises PolicyError when they do not all fit."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 

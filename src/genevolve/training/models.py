@@ -51,7 +51,7 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: tor
 
     Weights go straight to `device`, so that the processes of one machine do not each hold a copy in its memory. A folder
     with LoRA adapters is read as its base with them merged. Only the language weights require gradients. Raises
-    CheckpointError.
+    CheckpointError, and PolicyError for adapters that do not fit.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.utils import logging
@@ -60,7 +60,11 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: tor
     folder = find_policy(name)
     base = adapter_base(folder)
     if base is not None:
-        return _merged(load_model(base, dtype, device), folder)
+        from genevolve.policy.huggingface import with_adapter
+
+        merged = with_adapter(load_model(base, dtype, device), folder).requires_grad_(True)
+        freeze_all_but_language(merged)
+        return merged
     kind = AutoModelForImageTextToText if has_eyes(folder) else AutoModelForCausalLM
     place = {} if torch.device(device).type == "cpu" else {"device_map": {"": torch.device(device)}}
     try:
@@ -69,18 +73,6 @@ def load_model(name: str | Path, dtype: torch.dtype = torch.float32, device: tor
         raise CheckpointError(f"{folder} is not a readable policy: {' '.join(str(e).split())[:200]}") from e
     freeze_all_but_language(model)
     return model
-
-
-def _merged(model: Any, adapters: Path) -> Any:
-    from peft import PeftModel
-
-    try:
-        wrapped: Any = PeftModel.from_pretrained(model, str(adapters), torch_device=str(model.device))
-    except (OSError, ValueError, RuntimeError) as e:
-        raise CheckpointError(f"{adapters} holds no readable adapters: {' '.join(str(e).split())[:200]}") from e
-    merged = wrapped.merge_and_unload().requires_grad_(True)
-    freeze_all_but_language(merged)
-    return merged
 
 
 def unwrapped(model: Any) -> Any:
