@@ -11,15 +11,32 @@ from genevolve.settings import Settings
 
 @flow(name="distill-policy")
 def distill_policy(
-    settings: Settings, policy: Path, reference: Path, trajectories: Path, experience: Path, out: Path, step: int = 1
+    settings: Settings,
+    policy: Path,
+    reference: Path,
+    trajectories: Path,
+    experience: Path,
+    out: Path,
+    step: int = 1,
+    dataset: Path | None = None,
 ) -> dict[str, Any]:
-    """Train `policy` on stored trajectories, against `reference`, into `out`; return the step's training metrics."""
-    return _distill(settings, policy, reference, trajectories, experience, out, step)
+    """Train `policy` on stored trajectories, against `reference`, into `out`; return the step's training metrics.
+
+    With `distill.processes` above 1, by `accelerate launch`. `dataset`: where the pictures are that the policy was shown.
+    """
+    return _distill(settings, policy, reference, trajectories, experience, out, step, dataset)
 
 
 @task(name="distill")
 def _distill(
-    settings: Settings, policy: Path, reference: Path, trajectories: Path, experience: Path, out: Path, step: int
+    settings: Settings,
+    policy: Path,
+    reference: Path,
+    trajectories: Path,
+    experience: Path,
+    out: Path,
+    step: int,
+    dataset: Path | None,
 ) -> dict[str, Any]:
     from genevolve.stages import distill
 
@@ -31,4 +48,5 @@ def _distill(
         experience=experience,
         out=out,
         step=step,
+        dataset=dataset,
     )

@@ -9,7 +9,7 @@ import sys
 import traceback
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -276,6 +276,78 @@ def stage(
     typer.echo(
         f"{name} {cycle}: {done['seconds']} s, {done['peak_memory_mb']} MB" + (", kept" if done["skipped"] else "")
     )
+
+
+Recipe = Annotated[
+    Path | None, typer.Option(help="A file of whole settings instead of a profile, as a launched process gets it.")
+]
+
+
+@app.command()
+def distill(
+    policy: Annotated[Path, typer.Option(help="The policy that sampled the trajectories.")],
+    reference: Annotated[Path, typer.Option(help="The policy that training began from.")],
+    trajectories: Annotated[Path, typer.Option(help="A folder with trajectories.jsonl.")],
+    experience: Annotated[Path, typer.Option(help="A folder with guides.jsonl.")],
+    out: Annotated[Path, typer.Option(help="Where policy/ and trainer/ go.")],
+    dataset: Annotated[Path | None, typer.Option(help="Where the pictures are that the policy was shown.")] = None,
+    recipe: Recipe = None,
+    profile: Profile = None,
+    seed: Seed = None,
+    set_: Set = None,
+) -> None:
+    """Make one distillation step from stored files; the evolve stage does this by itself, round for round."""
+    settings = _settings(profile, seed, set_) if recipe is None else _recipe(recipe)
+    from genevolve.stages import distill as stage
+
+    metrics = stage.run(
+        settings,
+        policy=policy,
+        reference=reference,
+        trajectories=trajectories,
+        experience=experience,
+        out=out,
+        dataset=dataset,
+    )
+    _leave(metrics, out)
+
+
+@app.command("cold-start")
+def cold_start(
+    dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder.")],
+    base: Annotated[str, typer.Option(help="A policy's folder, or ORG/NAME of the Hugging Face cache.")],
+    out: Annotated[Path, typer.Option(help="Where policy/ goes.")],
+    recipe: Recipe = None,
+    profile: Profile = None,
+    seed: Seed = None,
+    set_: Set = None,
+) -> None:
+    """Fine-tune a base on a dataset's SFT split; the stage cold_start does this by itself."""
+    settings = _settings(profile, seed, set_) if recipe is None else _recipe(recipe)
+    from genevolve.stages import cold_start as stage
+
+    _leave(stage.run(settings, dataset=dataset, base=Path(base), out=out), out)
+
+
+def _recipe(path: Path) -> Settings:
+    import json
+
+    from genevolve.settings import Settings
+
+    return Settings.model_validate(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _leave(metrics: dict[str, Any], out: Path) -> None:
+    """Print a training command's metrics; with several processes the first leaves them for the one that launched it."""
+    import json
+
+    from genevolve.files import write_whole
+    from genevolve.stages.launch import METRICS, launched
+
+    if not launched():
+        typer.echo(json.dumps(metrics, indent=1))
+    elif os.environ.get("RANK") == "0":
+        write_whole(out / METRICS, json.dumps(metrics))
 
 
 @app.command()

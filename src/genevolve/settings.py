@@ -26,10 +26,25 @@ SWITCHES = {
 """Fields that only the arms of an ablation, or an imported dataset, set. At their defaults they stand in no recipe and no
 fingerprint, so that a ledger written before there was such a switch still names the same runs."""
 
+RANKS_ONLY = (
+    "precision",
+    "gradient_checkpointing",
+    "lora_rank",
+    "lora_alpha",
+    "micro_batch_tokens",
+    "checkpoint_every",
+    "device",
+    "processes",
+    "accelerate",
+)
+"""Fields of the cold start that its trainer `ranks` alone knows."""
+
 LATER = {
     "render": ("text_model", "steps", "true_cfg"),
     "policy": ("device", "dtype", "attention", "system"),
     "sampling": ("show_images", "image_pixels"),
+    "cold_start": ("trainer", *RANKS_ONLY),
+    "distill": ("saved", "device", "processes", "accelerate"),
 }
 """Fields that came after the first ledger, for other policies than the embedded base: left out in the same way."""
 
@@ -199,6 +214,34 @@ class ColdStart(Section):
     """[P]: 1e-6"""
     cutoff: int = Field(ge=128)
     """Longest sequence in tokens; longer ones are counted and left out. [P]: 32,768"""
+    trainer: Literal["trl", "ranks"] = "trl"
+    """`trl`: TRL's SFTTrainer, for the small base in one process. `ranks`: any chat or image-text model, LoRA or full, on
+    one process or many (`training/sft.py`); the fields below are its own."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs the forward under autocast; the loss stays float32. [P]: bfloat16"""
+    gradient_checkpointing: bool = False
+    """Recompute activations layer by layer in the backward pass."""
+    lora_rank: int | None = Field(default=None, ge=1)
+    """null trains all language weights [P]; a rank trains adapters, which are merged at the end."""
+    lora_alpha: int = Field(default=32, ge=1)
+    """LoRA scale: the update is multiplied by lora_alpha / lora_rank."""
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    """Padded tokens of one forward pass; a longer sequence goes alone. Changes memory and speed only."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Steps between two checkpoints, from which a run that was cut off goes on."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where it is trained."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that make a step together, a GPU each: above 1 they are started by `accelerate launch`."""
+    accelerate: str = "configs/accelerate/eight_gpu_fsdp.yaml"
+    """The launcher's configuration, as `distill.accelerate`."""
+
+    @model_validator(mode="after")
+    def _fields_of_the_trainer(self) -> ColdStart:
+        idle = [f for f in RANKS_ONLY if getattr(self, f) != type(self).model_fields[f].default]
+        if self.trainer == "trl" and idle:
+            raise ValueError(f"{idle[0]} needs cold_start.trainer ranks")
+        return self
 
 
 class Bench(Section):

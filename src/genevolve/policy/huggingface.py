@@ -33,6 +33,41 @@ EXACT, ROUNDED = 2e-3, 0.5
 stores logits of 16 to 32 in steps of 1/8; a wrong mask or position is off by whole nats."""
 
 
+def observed(
+    template: ChatTemplate,
+    message: str,
+    wanted: Sequence[tuple[str, str]],
+    processor: Any,
+    eyes: Eyes | None,
+    image_token: int | None,
+) -> Piece:
+    """Return an observation as tokens, with the pictures (img_id, file) that are wanted among them and can be read.
+
+    Raises PolicyError when the chat template writes another number of image tokens.
+    """
+    shown = []
+    for img_id, file in wanted if eyes is not None else ():
+        try:
+            shown.append(look(processor, eyes, img_id, file))  # type: ignore[arg-type]
+        except (ToolError, ValueError, OSError):
+            continue
+    ids = list(template.encode(template.observation(message, [p.img_id for p, _ in shown])))
+    if not shown or image_token is None:
+        return Piece(tuple(ids))
+    spots = [i for i, token in enumerate(ids) if token == image_token]
+    if len(spots) != len(shown):
+        raise PolicyError(
+            f"{template.name}: its chat template writes {len(spots)} image tokens for {len(shown)} pictures."
+        )
+    for (picture, _), spot in zip(reversed(shown), reversed(spots), strict=True):
+        ids[spot : spot + 1] = [image_token] * picture.tokens
+    placed, before = [], 0
+    for (picture, _), spot in zip(shown, spots, strict=True):
+        placed.append(picture.model_copy(update={"at": spot + before}))
+        before += picture.tokens - 1
+    return Piece(tuple(ids), tuple(placed), pixel_values(processor, [image for _, image in shown]))
+
+
 class HubPolicy:
     """A model, its chat template and, where it is shown pictures, its image processor."""
 
@@ -99,7 +134,7 @@ class HubPolicy:
         with _memory(f"to load {name}"):
             model = _model(base, device, kind, attention)
             if base != root:
-                model = _with_adapter(model, root)
+                model = with_adapter(model, root)
         return cls(model, template, hashes, processor=processor, eyes=eyes)
 
     def opening(self, job: Job) -> tuple[int, ...]:
@@ -110,28 +145,8 @@ class HubPolicy:
         """Return the ids between an assistant's end token and its next turn, pictures included. A picture that cannot be
         read is not shown."""
         wanted = list(job.pictures()) if job.pictures is not None and self.eyes is not None else []
-        shown = []
-        for img_id, file in wanted:
-            try:
-                shown.append(look(self.processor, self.eyes, img_id, file))  # type: ignore[arg-type]
-            except (ToolError, ValueError, OSError):
-                continue
-        ids = list(self.template.encode(self.template.observation(message, [p.img_id for p, _ in shown])))
-        if not shown:
-            return Piece(tuple(ids))
-        pad = int(self.model.config.image_token_id)
-        spots = [i for i, token in enumerate(ids) if token == pad]
-        if len(spots) != len(shown):
-            raise PolicyError(
-                f"{self.template.name}: its chat template writes {len(spots)} image tokens for {len(shown)} pictures."
-            )
-        for (picture, _), spot in zip(reversed(shown), reversed(spots), strict=True):
-            ids[spot : spot + 1] = [pad] * picture.tokens
-        placed, before = [], 0
-        for (picture, _), spot in zip(shown, spots, strict=True):
-            placed.append(picture.model_copy(update={"at": spot + before}))
-            before += picture.tokens - 1
-        return Piece(tuple(ids), tuple(placed), pixel_values(self.processor, [image for _, image in shown]))
+        token = getattr(self.model.config, "image_token_id", None)
+        return observed(self.template, message, wanted, self.processor, self.eyes, token)
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of a turn, its end token left out."""
@@ -256,8 +271,8 @@ def _model(folder: Path, device: str, dtype: Any, attention: str) -> Any:
         raise PolicyError(f"{folder}: the model cannot be loaded ({' '.join(str(e).split())[:200]}).") from e
 
 
-def _with_adapter(model: Any, folder: Path) -> Any:
-    """Return the model with the adapter's weights added to its own."""
+def with_adapter(model: Any, folder: Path) -> Any:
+    """Return the model with the adapter's weights added to its own; raises PolicyError when they do not all fit."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from genevolve.experience.embed import Embedder
     from genevolve.judge.base import ImageJudge, ProgramJudge
     from genevolve.policy.base import Policy
+    from genevolve.policy.pictures import Eyes
     from genevolve.records import Request
     from genevolve.render.base import Renderer
     from genevolve.services.client import Client
@@ -292,12 +293,17 @@ def make_policy(settings: Settings, policy: str | Path, dataset: Path, device: s
             "--set policy.system=FILE.md (its own)."
         )
     from genevolve.policy.huggingface import HubPolicy
+
+    p, eyes = settings.policy, make_eyes(settings, dataset)
+    return HubPolicy.load(policy, device=device or p.device, dtype=p.dtype, attention=p.attention, eyes=eyes)
+
+
+def make_eyes(settings: Settings, dataset: Path) -> Eyes | None:
+    """Return how a policy is shown pictures, None where `sampling.show_images` is 0."""
     from genevolve.policy.pictures import Eyes
 
     s = settings.sampling
-    eyes = Eyes(lambda file: picture_bytes(dataset, file), s.image_pixels) if s.show_images else None
-    p = settings.policy
-    return HubPolicy.load(policy, device=device or p.device, dtype=p.dtype, attention=p.attention, eyes=eyes)
+    return Eyes(lambda file: picture_bytes(dataset, file), s.image_pixels) if s.show_images else None
 
 
 def system_text(settings: Settings) -> str:

@@ -13,7 +13,7 @@ from genevolve.files import write_whole
 from genevolve.records import Bundle, Request, Trajectory, dump, read_jsonl, write_jsonl
 from genevolve.settings import Settings
 from genevolve.stages.crew import Crew, bench_sampling
-from genevolve.stages.distill import Learner
+from genevolve.stages.distill import Learner, make_learner
 from genevolve.stages.experience import Extracted, extract, new_memory, student_guides, write_guides
 from genevolve.stages.sample import sample, sampling_metrics, step_requests, step_seed
 
@@ -34,7 +34,7 @@ def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[s
         return json.loads((out / CONCLUSION).read_text()) | _to_show(settings, out)
     pool, validation = load_requests(dataset, "evolve"), load_requests(dataset, "validation")
     with Crew(settings, dataset) as crew:
-        state = _State(settings, parent, out)
+        state = _State(settings, parent, out, dataset)
         if state.best is None:
             state.validated(0, _validate(settings, crew, validation, parent))
         bar = tqdm(total=settings.cycle.steps, initial=state.step, desc="evolve", unit="round")
@@ -87,7 +87,7 @@ def _validate(settings: Settings, crew: Crew, requests: list[Request], policy: P
 class _State:
     """What an evolution is made of: learner, memory, curve; all of it on disk after every round."""
 
-    def __init__(self, settings: Settings, parent: Path, out: Path) -> None:
+    def __init__(self, settings: Settings, parent: Path, out: Path, dataset: Path) -> None:
         self.settings, self.parent, self.out = settings, parent, out
         self.curve: list[dict[str, Any]] = []
         self.memory = new_memory(settings)
@@ -104,17 +104,14 @@ class _State:
             self.validated(row["step"], row)
         self.step = len(whole)
         self.policy = whole[-1] / "policy" if whole else parent
-        self.learner = Learner(settings, parent, parent)
+        self.learner: Learner = make_learner(settings, parent, dataset)
         if whole:
             self._resume(whole[-1])
 
     def _resume(self, folder: Path) -> None:
-        from genevolve.training.checkpoint import policy_hash
-
         self.memory.add(read_jsonl(folder / "memory.jsonl", Bundle))
         self.memory.evicted = int(self.curve[-1]["memory_evicted"])
-        self.learner.trainer.resume(folder / "trainer")
-        self.learner.policy_hash = policy_hash(folder / "policy")
+        self.learner.resume(folder / "policy", folder / "trainer")
 
     def validated(self, step: int, row: Mapping[str, Any]) -> None:
         """Note a validation score; the first best one wins."""
@@ -144,10 +141,11 @@ class _State:
         write_jsonl(new / "bundles.jsonl", extracted.bundles)
         write_guides(new / "guides.jsonl", extracted.guides)
         self.memory.save(new / "memory.jsonl")
-        self.learner.trainer.save(new / "trainer")
+        self.learner.save(new / "trainer")
         (new / "metrics.json").write_text(json.dumps(row, sort_keys=True))
         new.rename(folder)
         self.step, self.policy = step, folder / "policy"
+        self.learner.policy = self.policy
         self.curve.append(row)
         self.validated(step, row)
         self._tidy(step)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from genevolve.errors import GenEvolveError
-from genevolve.records import Trajectory
+from genevolve.records import Picture, Trajectory
 from genevolve.training.losses import group_advantages
 
 
@@ -35,6 +35,8 @@ class TrainRow:
     teacher_prompt_ids: Sequence[int] | None = None
     """The prompt with the bundle's guide in its system message; None: no bundle, the row takes no part in
     distillation."""
+    pictures: Sequence[Picture] = ()
+    """What the policy was shown among the completion's tokens, in their order; prompts show none."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def build_rows(
                     logprobs=trajectory.logprobs,
                     reward=reward,
                     teacher_prompt_ids=prompts.get(trajectory.request_id),
+                    pictures=trajectory.pictures,
                 )
             )
     return RowSet(rows, missing, empty)
@@ -168,6 +171,14 @@ class MicroBatch:
     """[M] the assistant tokens."""
     tokens: Tensor
     """[M] where each of them stands among the step's N."""
+    pictures: tuple[Picture, ...] = ()
+    """Those among the rows' tokens, row after row."""
+
+    @classmethod
+    def idle(cls, device: torch.device) -> MicroBatch:
+        """Return a micro-batch of one token of which none is scored, for a process that only keeps others company."""
+        nothing = torch.zeros(0, dtype=torch.long, device=device)
+        return cls(torch.zeros(1, 1, dtype=torch.long, device=device), nothing, nothing, nothing)
 
 
 def micro_batches(step: StepBatch, budget: int, *, teacher: bool = False) -> list[MicroBatch]:
@@ -201,4 +212,6 @@ def _pad(rows: list[tuple[TrainRow, Sequence[int], int]], device: torch.device) 
         at += [b * width + len(prompt) + t - 1 for t in scored]
         targets += [row.completion_ids[t] for t in scored]
         tokens += range(start, start + len(scored))
-    return MicroBatch(ids.to(device), *(torch.tensor(x, device=device) for x in (at, targets, tokens)))
+    pictures = tuple(p for row, _, _ in rows for p in row.pictures)
+    columns, wanted, places = (torch.tensor(x, device=device) for x in (at, targets, tokens))
+    return MicroBatch(ids.to(device), columns, wanted, places, pictures)

@@ -3,16 +3,16 @@ time.
 
 A plain loop rather than `transformers.Trainer`: a step's rows, normalisers and token selection are all known before
 its first forward pass, so the whole of it is "score, weigh, backward" per micro-batch, and Trainer's samplers,
-collators and loss rescaling would only be in the way. It is also why data parallelism needs no gather: tokens are
-selected per sequence and the normalisers are counts over the whole step, so ranks that split the micro-batches have
-to do no more than sum their gradients.
+collators and loss rescaling would only be in the way. It is also why data parallelism needs so little: tokens are
+selected per sequence, in the process that scores the sequence, and the normalisers are counts over the whole step, so
+processes that share the micro-batches (`parallel.Ranks`) have to do no more than sum their gradients. The teacher's
+log-probs are summed too, a vector [N]: selection over the whole step (`top_scope`) then is the same everywhere.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from torch import Tensor
 
 from genevolve.errors import GenEvolveError
 from genevolve.training.batch import MicroBatch, StepBatch, TrainRow, micro_batches
-from genevolve.training.checkpoint import CheckpointError, new_folder
 from genevolve.training.distill_config import DistillConfig
-from genevolve.training.distill_forward import check_model, disable_dropout, score
+from genevolve.training.distill_forward import Look, check_model
 from genevolve.training.distill_metrics import StepScores, step_metrics
-from genevolve.training.lora import add_adapters, merge_adapters
+from genevolve.training.lora import merge_adapters
 from genevolve.training.losses import aggregation_weights, grpo_term, k3_kl, sdl_term, selected_count, top_fraction_mask
+from genevolve.training.parallel import ALONE, Ranks
+from genevolve.training.weights import Weights, let_go, placed
 
 
 class TrainingError(GenEvolveError):
@@ -34,16 +35,25 @@ class TrainingError(GenEvolveError):
 
 
 class DistillTrainer:
-    """Trains a causal language model, in place, on rows of stored trajectories.
+    """Trains a causal language or image-text model, in place, on rows of stored trajectories.
 
     `reference` is the frozen policy of the KL term and must be given when `kl_coef` is above 0, except with LoRA,
     where the base without adapters serves. The teacher is the current weights behind the row's teacher prompt; with
     `teacher="frozen"` it is the reference, which then is needed whatever `kl_coef` is.
     `policy_hash` names the policy training starts from, so that a checkpoint cannot be resumed on another one.
+    `ranks` shares the work with other processes, which all call the same methods with the same rows; `look` makes pixels
+    of the pictures that a policy with eyes was shown.
     """
 
-    def __init__(self, model: Any, config: DistillConfig, reference: Any = None, policy_hash: str = "") -> None:
-        check_model(model)
+    def __init__(
+        self,
+        model: Any,
+        config: DistillConfig,
+        reference: Any = None,
+        policy_hash: str = "",
+        ranks: Ranks = ALONE,
+        look: Look | None = None,
+    ) -> None:
         if config.lora_rank is None and reference is None:
             if config.kl_coef > 0:
                 raise TrainingError(
@@ -51,21 +61,15 @@ class DistillTrainer:
                 )
             if config.teacher == "frozen" and config.lambda_sdl > 0:
                 raise TrainingError("A frozen teacher is the reference policy: pass one, or set teacher to current.")
-        self.config, self.policy_hash, self.done = config, policy_hash, 0
-        self.model = add_adapters(model, config) if config.lora_rank else model
+        self.config, self.policy_hash, self.ranks, self.done = config, policy_hash, ranks, 0
+        self.weights = Weights(model, config, ranks, look)
+        self.model, self.trained, self.device = self.weights.model, self.weights.trained, self.weights.device
+        self.optimizer = self.weights.optimizer
         self.reference = reference
         if reference is not None:
             check_model(reference)
             reference.requires_grad_(False).eval()
-        if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            if config.lora_rank:
-                model.enable_input_require_grads()
-        disable_dropout(self.model)
-        self.model.train()  # without dropout this only lets gradient checkpointing work
-        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.device = next(iter(self.trained.values())).device
-        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=config.lr, weight_decay=config.weight_decay)
+            self._frozen = placed(reference, config, ranks)
 
     def train(self, rows: Sequence[TrainRow]) -> list[dict[str, float]]:
         """Make `epochs_per_step` optimiser steps on one sampled batch; return the metrics of each."""
@@ -81,15 +85,13 @@ class DistillTrainer:
         step = StepBatch.build(rows, config.advantage_eps, self.device)
         self.optimizer.zero_grad(set_to_none=True)
         scores = self.backward(step)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), config.max_grad_norm))
+        norm = self.weights.norm()
         if norm != norm or norm == float("inf"):
             raise TrainingError(
                 f"The gradient of step {self.done + 1} is not finite; lower lr ({config.lr:g}) or raise kl_coef."
             )
         rate = config.learning_rate_at(self.done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        self.weights.update(rate)
         self.done += 1
         return {**step_metrics(step, scores, config), "grad_norm": norm, "lr": rate, "step": float(self.done)}
 
@@ -97,14 +99,14 @@ class DistillTrainer:
         """Add the gradient of the step's loss to the parameters' `.grad` and return the scores behind it.
 
         One student forward with gradient serves GRPO, KL and distillation; the teacher runs on taught rows only,
-        without gradient.
+        without gradient. With other processes the gradient is this one's share (`Weights.norm` adds them up), unless
+        weights are split; the scores are whole everywhere.
         """
         config, count = self.config, len(step.row)
         teacher = self._taught(step) if config.lambda_sdl else None
         reference = None
         if config.kl_coef:
-            with self._without_adapters():
-                reference = self._scored_without_gradient(step, self.reference or self.model, taught=False)
+            reference = self._scored_without_gradient(step, frozen=True, taught=False)
         scores = StepScores(
             student=torch.zeros(count, device=self.device),
             entropy=torch.zeros(count, device=self.device),
@@ -114,12 +116,14 @@ class DistillTrainer:
             weight=aggregation_weights(step.lengths, step.row, config.aggregation),
             quota=self._quota(step) if teacher is not None else 0,
         )
-        for micro in micro_batches(step, config.micro_batch_tokens):
-            logp, entropy = score(self.model, micro, config, with_entropy=True)
+        for micro in self._share(micro_batches(step, config.micro_batch_tokens)):
+            logp, entropy = self.weights.score(micro, with_entropy=True)
             assert entropy is not None
             scores.student[micro.tokens] = logp.detach().to(scores.student)
             scores.entropy[micro.tokens] = entropy.to(scores.entropy)
             self._loss(step, scores, micro, logp).backward()
+        own_selection = scores.selected if config.top_scope == "sequence" else None
+        self.ranks.add_up(scores.student, scores.entropy, own_selection)
         return scores
 
     def _loss(self, step: StepBatch, scores: StepScores, micro: MicroBatch, logp: Tensor) -> Tensor:
@@ -151,27 +155,30 @@ class DistillTrainer:
 
     def _taught(self, step: StepBatch) -> Tensor | None:
         """Return the teacher's log-probs [N], or None when no row is taught."""
-        if self.config.teacher == "current":
-            return self._scored_without_gradient(step, self.model, taught=True)
-        with self._without_adapters():
-            return self._scored_without_gradient(step, self.reference or self.model, taught=True)
+        return self._scored_without_gradient(step, frozen=self.config.teacher == "frozen", taught=True)
 
     @torch.no_grad()
-    def _scored_without_gradient(self, step: StepBatch, model: Any, *, taught: bool) -> Tensor | None:
-        """Return log-probs [N] under `model`; with `taught`, of taught rows behind their teacher prompt, or None if
-        there is none."""
+    def _scored_without_gradient(self, step: StepBatch, *, frozen: bool, taught: bool) -> Tensor | None:
+        """Return log-probs [N] under the weights in training, or with `frozen` under the reference; with `taught`, of
+        taught rows behind their teacher prompt, or None if there is none."""
         if taught and not bool(step.taught.any()):
             return None
         logps = torch.zeros(len(step.row), device=self.device)
-        for micro in micro_batches(step, self.config.micro_batch_tokens, teacher=taught):
-            logps[micro.tokens] = score(model, micro, self.config)[0].to(logps)
+        batches = self._share(micro_batches(step, self.config.micro_batch_tokens, teacher=taught))
+        with self.weights.without_adapters() if frozen else nullcontext():
+            for micro in batches:
+                if frozen and self.reference is not None:
+                    found = self._frozen(micro, self.config, look=self.weights.look)[0]
+                else:
+                    found = self.weights.score(micro)[0]
+                logps[micro.tokens] = found.to(logps)
+        if frozen and self.reference is not None:
+            let_go(self._frozen)
+        self.ranks.add_up(logps)
         return logps
 
-    def _without_adapters(self) -> AbstractContextManager[Any]:
-        if self.reference is None:
-            context: AbstractContextManager[Any] = self.model.disable_adapter()
-            return context
-        return nullcontext()
+    def _share(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        return self.ranks.share(batches, lambda: MicroBatch.idle(self.device))
 
     def _selected_in_step(self, step: StepBatch, teacher: Tensor | None) -> Tensor:
         """Return the selection over the whole step; per sequence it is made later, in the sequence's own forward
@@ -194,53 +201,11 @@ class DistillTrainer:
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint (trained weights, optimiser, RNG, step, config) to `folder`, whole or not at all."""
-        from safetensors.torch import save_file
-
-        tensors = {f"model.{name}": p.detach().contiguous() for name, p in self.trained.items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value.contiguous() for key, value in values.items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        state = {"step": self.done, "policy_hash": self.policy_hash, "config": self.config.model_dump()}
-        with new_folder(folder) as temporary:
-            save_file(tensors, temporary / "state.safetensors")
-            (temporary / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        self.weights.save(folder, {"step": self.done, "start_policy": self.policy_hash})
 
     def resume(self, folder: str | Path) -> None:
         """Load a checkpoint written by `save`; training goes on to the same bytes as without the break.
 
         Raises CheckpointError when it is unreadable or belongs to another start policy or config.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        root = Path(folder)
-        try:
-            state = json.loads((root / "state.json").read_text(encoding="utf-8"))
-            tensors = load_file(root / "state.safetensors", device=str(self.device))
-        except (OSError, ValueError, SafetensorError) as e:
-            raise CheckpointError(
-                f"{folder} is not a readable checkpoint ({e}); delete it to start the stage again."
-            ) from e
-        for what, found, expected in (
-            ("start policy", state["policy_hash"], self.policy_hash),
-            ("config", state["config"], self.config.model_dump()),
-        ):
-            if found != expected:
-                raise CheckpointError(
-                    f"{folder} belongs to another {what} than this run; delete it to start the stage again."
-                )
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(tensors[f"model.{name}"])
-        self._load_optimizer(tensors)
-        torch.set_rng_state(tensors["rng.cpu"].cpu())
-        self.done = int(state["step"])
-
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        saved = self.optimizer.state_dict()
-        saved["state"] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                saved["state"].setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict(saved)
+        self.done = int(self.weights.resume(folder, {"start policy": self.policy_hash})["step"])

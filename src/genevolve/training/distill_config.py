@@ -82,6 +82,17 @@ class DistillConfig(BaseModel):
     weights."""
     lora_alpha: int = Field(default=32, ge=1)
     """LoRA scale: the update is multiplied by lora_alpha / lora_rank."""
+    saved: Literal["merged", "adapters"] = "merged"
+    """What LoRA leaves of a policy: whole weights with the adapters added, or the adapters alone beside their base's
+    name."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the policy is trained: the CPU, or a GPU for each process."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that make a step together, on one machine, a GPU each: above 1 every step is made by
+    `accelerate launch`. Changes speed and memory, the gradient by rounding alone."""
+    accelerate: str = "configs/accelerate/eight_gpu_fsdp.yaml"
+    """The launcher's configuration. `distributed_type: FSDP` in it splits weights and optimiser over the processes, MULTI_GPU
+    leaves each of them a whole copy; its num_processes and mixed_precision are overruled by `processes` and `precision`."""
     seed: int = 0
     """Seed of the LoRA initialisation; nothing else in training is random."""
 
