@@ -33,7 +33,10 @@ def test_the_pipeline_unrolls_the_ledger(folder: Path, project: Path) -> None:
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(project / name, folder / name)
     ledger, first = Ledger().open_cycle(load())
-    ledger, second = ledger.open_cycle(load(), parent=first)
+    ledger, second = ledger.open_night(load(), first, first)
+    ledger = ledger.model_copy(
+        update={"roots": {"c009": ledger.entry(first).model_copy(update={"parent": None, "of": "c008"})}}
+    )
     ledger.write(Path("cycles.yaml"))
     done = subprocess.run([sys.executable, "-m", "dvc", "stage", "list", "--name-only"], capture_output=True, text=True)
     names = set(done.stdout.split())
@@ -41,10 +44,20 @@ def test_the_pipeline_unrolls_the_ledger(folder: Path, project: Path) -> None:
         "build",
         "cold_start@c000",
         "bench_cold@c000",
+        "root@c009",
+        "bench_root@c009",
         *(f"{stage}@{cycle}" for stage in ("evolve", "bench") for cycle in (first, second)),
     }, done.stderr
     place = Workspace.with_dvc()
-    asked = [("build", ""), ("cold_start", "c000"), ("bench", "c000"), ("evolve", "c001"), ("bench", "c002")]
+    asked = [
+        ("build", ""),
+        ("cold_start", "c000"),
+        ("bench", "c000"),
+        ("evolve", "c001"),
+        ("bench", "c002"),
+        ("bench", "c009"),
+        ("root", "c009"),
+    ]
     assert {dvc_name(stage, cycle, place) for stage, cycle in asked} <= names
     dag = subprocess.run([sys.executable, "-m", "dvc", "dag", "--dot"], capture_output=True, text=True).stdout
     for edge in (

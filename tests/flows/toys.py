@@ -10,13 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from genevolve.bench.stats import paired_bootstrap
+from genevolve.records import Request, write_jsonl
 
 Body = Callable[..., dict[str, Any]]
 
 
 def build(settings: Any, *, out: Path) -> dict[str, Any]:
-    (out / "requests.json").write_text(json.dumps(settings.seeds.data_seed))
+    write_jsonl(out / "requests.jsonl", [request(i, settings.seeds.data_seed) for i in range(10)])
     return {"kept": 5}
+
+
+def request(i: int, data_seed: int = 1) -> Request:
+    """Return a bench request of the gate half; the first five are about flags, and easy."""
+    kind: dict[str, Any] = (
+        {"category": "flags", "difficulty": "easy"} if i < 5 else {"category": "birds", "difficulty": "hard"}
+    )
+    question, track = f"Draw {i} of {data_seed}.", "quality_anchored"
+    return Request.model_validate(
+        {"id": f"q{i}", "question": question, "eval_type": track, "split": "bench", "half": "gate", **kind}
+    )
 
 
 def cold_start(settings: Any, *, dataset: Path, base: Path, out: Path) -> dict[str, Any]:
@@ -25,7 +37,10 @@ def cold_start(settings: Any, *, dataset: Path, base: Path, out: Path) -> dict[s
     return {"valid": 0.9, "curve": [{"step": i, "loss": 1 / (i + 1)} for i in range(3)]}
 
 
-def evolve(settings: Any, *, dataset: Path, parent: Path, out: Path) -> dict[str, Any]:
+def evolve(settings: Any, *, dataset: Path, parent: Path, earlier: Path | None = None, out: Path) -> dict[str, Any]:
+    """Remember a line a night: which nights the memory knows of, and from which it came."""
+    known = (earlier / "memory.jsonl").read_text() if earlier else ""
+    (out / "memory.jsonl").write_text(f"{known}night {settings.cycle.night}\n")
     for step in range(settings.cycle.steps):
         (out / f"step{step}").write_text("rollouts")
     (out / "policy").mkdir(exist_ok=True)
