@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flows.evaluate_policy import evaluate_policy
@@ -33,19 +34,26 @@ def gate(
     version = track.register_policy(workspace.policy(cycle), metrics.get("report", {}), title)
     noted = _read(path)
     if noted.get("policy") != digest:
-        noted = _decide(cycle, workspace, settings, track, use_dvc) | {"policy": digest}
-        write_whole(path, json.dumps(noted, indent=1, sort_keys=True) + "\n")
-    if noted["promoted"] and not any(move["version"] == version for move in track.moves(workspace.line)):
-        track.promote(version, workspace.line, noted["words"], BY)  # also when a run was killed between note and move
+        noted = _decide(cycle, workspace, settings, track, use_dvc) | {"policy": digest, "done": False}
+        _write(path, noted)
+    if not noted["done"]:  # or a run was killed between note and move
+        if noted["promoted"] and not any(move["version"] == version for move in track.moves(workspace.line)):
+            track.promote(version, workspace.line, noted["words"], BY)
+        noted = noted | {"done": True}
+        _write(path, noted)
     return noted
 
 
 def decided(workspace: Workspace, cycle: str) -> bool:
-    """Say whether a cycle came to its gate."""
-    return bool(_read(workspace.report(cycle, "gate")))
+    """Say whether a cycle went through its gate, or came back from it."""
+    return bool(_read(workspace.report(cycle, "gate")).get("done"))
 
 
-def _read(path: Any) -> dict[str, Any]:
+def _write(path: Path, note: Mapping[str, Any]) -> None:
+    write_whole(path, json.dumps(note, indent=1, sort_keys=True) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

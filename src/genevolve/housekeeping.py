@@ -55,7 +55,9 @@ def kept(workspace: Workspace, track: Tracker, retention: Retention) -> set[str]
     roots = [*recent, *(str(known[c].entry(c).after) for c in recent)]
     titles = [track.champion(workspace.line), track.previous(workspace.line)]
     if not any(titles) and any(_was_promoted(workspace, c) for c in cycles):
-        raise StageError("the registry names no champion, though the gate let one through: nothing is removed without it")
+        raise StageError(
+            "the registry names no champion, though the gate let one through: nothing is removed without it"
+        )
     current = Ledger.read(workspace.ledger)
     for title in titles:
         name = title.rpartition("/")[2] if title else ""

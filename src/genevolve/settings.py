@@ -21,10 +21,12 @@ SWITCHES = {
     "experience": ("guides",),
     "distill": ("grpo_weight", "teacher"),
     "bench": ("requests",),
-    "cycle": ("curriculum", "night"),
 }
-"""Fields that an arm of an ablation or a night sets. At their defaults they stand in no recipe and no fingerprint, so that
-a ledger written before there was such a switch still names the same runs."""
+"""Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no fingerprint, so that a
+ledger written before there was such a switch still names the same runs."""
+
+OF_NIGHTS = {"cycle": ("curriculum", "night")}
+"""Fields of nights, treated as the switches are."""
 
 UNRECORDED = {"bench": ("split_margin", "split_rows"), "cycle": ("campaign",)}
 """Fields that no stage reads: what the gate and housekeeping go by. They stand in no recipe and no fingerprint at all."""
@@ -278,7 +280,8 @@ class Settings(Section):
     def _left_out(self, name: str) -> set[str]:
         section = getattr(self, name)
         fields = type(section).model_fields
-        idle = {f for f in SWITCHES.get(name, ()) if getattr(section, f) == fields[f].default}
+        switches = (*SWITCHES.get(name, ()), *OF_NIGHTS.get(name, ()))
+        idle = {f for f in switches if getattr(section, f) == fields[f].default}
         return idle | set(UNRECORDED.get(name, ())) | (set(DERIVED) if name == "distill" else set())
 
     def fingerprint(self) -> str:

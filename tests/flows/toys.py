@@ -52,12 +52,15 @@ def bench(settings: Any, *, dataset: Path, policy: Path, baseline: Path | None, 
     score = 0.5 + 0.1 * (policy / "w").read_text().count("evolved")
     scores = {half: {f"q{i}": score + i / 1000 for i in range(10)} for half in ("gate", "report")}
     (out / "scores.json").write_text(json.dumps(scores))
-    metrics: dict[str, Any] = {"kscore": score}
-    if baseline is not None:
-        before = json.loads((baseline / "scores.json").read_text())
-        for half in scores:
-            metrics[half] = paired_bootstrap(before[half], scores[half], settings.bench.resamples).to_dict()
-    return metrics
+    return {"kscore": score, **compared(settings, scores, baseline)}
+
+
+def compared(settings: Any, scores: dict[str, dict[str, float]], baseline: Path | None) -> dict[str, Any]:
+    """Return the paired differences of the halves to a baseline's, nothing without one."""
+    if baseline is None:
+        return {}
+    before = json.loads((baseline / "scores.json").read_text())
+    return {half: paired_bootstrap(before[half], scores[half], settings.bench.resamples).to_dict() for half in scores}
 
 
 def modules(**bodies: Body) -> dict[str, types.ModuleType]:
