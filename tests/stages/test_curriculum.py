@@ -89,6 +89,12 @@ def test_rare_skills_come_first_among_the_new() -> None:
     assert choose_requests(history, pool, 1, 1)[0].id == "lettered"
 
 
+def test_a_learnt_request_waits_even_if_its_skills_are_rare() -> None:
+    pool = [*POOL, request("lettered", text="OPEN DAY", text_place="top")]
+    history = [group("lettered", SOLVED), *(group(r.id, VARIED) for r in POOL)]
+    assert "lettered" not in names(choose_requests(history, pool, 12, 1))
+
+
 def test_it_is_a_function_of_its_arguments_and_mixes_by_the_seed() -> None:
     history = [group(r.id, VARIED) for r in POOL[:4]]
     chosen = [names(choose_requests(history, POOL, 8, seed)) for seed in (1, 1, 2)]

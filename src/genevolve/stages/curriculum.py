@@ -133,9 +133,10 @@ def choose_requests(history: Sequence[Played], pool: Sequence[Request], n: int, 
     """Return the n requests that a night plays, in the order of its rounds.
 
     Without history: the pool in an order of the seed's own, again and again (`walk`). With it: the requests of the
-    greatest need (`needs`), each once, mixed by the seed, so that no round is all hard; from the pool's start again when
-    it has fewer than n. Of equal need the seed chooses. A pure function of its arguments; ValueError for an empty pool
-    and for a request that is not of the split `evolve`: bench and validation are never learnt from.
+    greatest need (`needs`), learnt ones (`unlearnt`) after all others, each once, mixed by the seed, so that no round is
+    all hard; the same again when the pool has fewer than n. Of equal need the seed chooses. A pure function of its
+    arguments; ValueError for an empty pool and for a request that is not of the split `evolve`: bench and validation are
+    never learnt from.
     """
     if not pool:
         raise ValueError("there are no requests to choose from")
@@ -147,7 +148,8 @@ def choose_requests(history: Sequence[Played], pool: Sequence[Request], n: int, 
     need = needs(history, pool)
     random = Random(f"{seed}/curriculum")
     draw = {r.id: random.random() for r in pool}
-    order = sorted(pool, key=lambda r: (-round(need[r.id], 6), draw[r.id]))
+    open_ = {r.id for r in unlearnt(history, pool)}
+    order = sorted(pool, key=lambda r: (r.id not in open_, -round(need[r.id], 6), draw[r.id]))
     chosen: list[Request] = []
     while len(chosen) < n:
         part = order[: n - len(chosen)]
