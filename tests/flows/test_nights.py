@@ -14,7 +14,7 @@ from flows.evolution_cycle import evolution_cycle
 from flows.gate import decided
 from genevolve.errors import SettingsError, StageError
 from genevolve.ledger import Ledger
-from genevolve.tracking import MlflowTracker
+from genevolve.tracking import MlflowTracker, TrackingError
 from genevolve.workspace import Workspace
 from tests.flows import toys
 
@@ -195,6 +195,32 @@ def test_a_killed_night_is_gone_on_with_wherever_it_was_cut(
     assert (track.champion("tiny"), decided(PLACE, "c002")) == ("tiny/c002", True)
     assert list(Ledger.read(PLACE.ledger).cycles) == ["c001", "c002"]
     assert night()["cycle"] == "c003"
+
+
+def test_housekeeping_leaves_all_that_the_next_night_needs(use: Callable[..., None]) -> None:
+    from typer.testing import CliRunner
+
+    from genevolve.cli import app
+
+    for gain in (0.1, -0.1, -0.1, -0.1, -0.1):
+        use(evolve=gaining(gain), bench=bench)
+        night()
+    folder = Path(next(f for v, c, f in MlflowTracker().policies() if c == "tiny/c002"))
+    said = CliRunner().invoke(app, ["gc", "-p", "tiny", "--keep", "2"])
+    assert "build/tiny/c002" in said.output
+    assert "registered version 2 of tiny/c002" in said.output
+    assert "would remove 0.0 MB" in said.output
+    assert folder.is_dir()
+    done = CliRunner().invoke(app, ["gc", "-p", "tiny", "--keep", "2", "--yes"])
+    assert (done.exit_code, folder.is_dir(), (PLACE.root / "c002").is_dir()) == (0, False, False)
+    assert all(PLACE.policy(c).is_dir() for c in ("c000", "c001", "c003", "c004", "c005"))
+    with pytest.raises(TrackingError, match="cannot be champion: its folder"):
+        MlflowTracker().promote("2", "tiny")
+    use(evolve=gaining(0.1), bench=bench)
+    more = evolution_cycle("tiny", 7, ["bench.split_rows=5", "retention.cycles=2"], "champion", collect=True)
+    assert (more["cycle"], more["promoted"]) == ("c006", True)
+    assert not (PLACE.root / "c003").exists()
+    assert memory("c006") == [f"night {n}" for n in (0, 2, 3, 4, 5, 6)]  # also of the night that is gone
 
 
 def test_without_room_a_night_does_not_begin(use: Callable[..., None]) -> None:

@@ -76,8 +76,8 @@ def decide(
 
     It is promoted when the lower end of the 95% interval of the paired difference exceeds `margin` and no split fell. A
     split (track, difficulty, category; of `split_rows` pairs at least) fell when its mean did, by more than
-    `split_margin`, and for sure: the upper end of its own interval is below 0. Without the second half the noise of
-    small splits alone would turn down most good policies. Raises BenchError when the two sides hold other requests.
+    `split_margin`, and for sure: the upper end of its own interval is below 0, lest the noise of a small split turns a
+    good policy down. Raises BenchError when the two sides hold other requests.
     """
     groups: dict[str, list[str]] = {}
     for request in requests:
