@@ -21,7 +21,7 @@ def to_go(workspace: Workspace, settings: Settings, track: Tracker, use_dvc: boo
     if not cache.resolve().is_relative_to(Path.cwd().resolve()):
         return out, f"DVC's cache {cache} lies outside this project, and others may use it: it is left as it is"
     dropped = set(everything(workspace)) - kept(workspace, track, settings.retention)
-    tracked = [*sorted(Path().glob("*.dvc")), *sorted(workspace.campaign("").glob("*.dvc"))]
+    tracked = [p for folder in (Path(), workspace.campaign("")) for p in sorted(folder.glob("*.dvc")) if p.is_file()]
     return out + dropped_objects(Path("dvc.lock"), cache, dropped, tracked), ""
 
 

@@ -7,7 +7,7 @@ import shutil
 from flows import dvc
 from flows.gate import decided
 from flows.plain import task
-from genevolve.errors import SettingsError
+from genevolve.errors import SettingsError, StageError
 from genevolve.files import write_whole
 from genevolve.housekeeping import ARCHIVE, room
 from genevolve.ledger import Ledger
@@ -90,6 +90,12 @@ def start_campaign(workspace: Workspace, track: Tracker, settings: Settings, use
     here = ledger.here(champion.rpartition("/")[2]) if champion else None
     if here is None:
         raise SettingsError(f"a campaign begins with the champion, and {workspace.ledger} has none")
+    if here in ledger.roots and not ledger.cycles:
+        return here  # it has begun already
+    if not workspace.policy(here).is_dir():
+        raise StageError(
+            f"the champion's policy {workspace.policy(here)} is not here; `dvc checkout` may bring it back"
+        )
     newer, root = ledger.new_campaign(here)
     folder = workspace.campaign(root)
     known = workspace.trained(latest(workspace, ledger, here))

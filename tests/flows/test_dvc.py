@@ -11,10 +11,13 @@ import pytest
 import yaml
 
 from flows import dvc
-from flows.stages import dvc_name
+from flows.housekeeping import collect_garbage
+from flows.night import start_campaign
+from flows.stages import dvc_name, run_stage
 from genevolve.errors import StageError
 from genevolve.ledger import Ledger
 from genevolve.profiles import load
+from genevolve.tracking import NullTracker
 from genevolve.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -96,3 +99,39 @@ def test_a_busy_lock_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch
         dvc.repro("quick")
         first.wait()
     assert (first.returncode, Path("slow").read_text(), Path("quick").read_text()) == (0, "1\n", "2\n")
+
+
+def test_a_campaign_begins_with_dvc_and_loses_nothing_to_its_housekeeping(
+    folder: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENEVOLVE_TRACKING", "off")
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(project / name, folder / name)
+    source = Path("src/genevolve/stages/root.py")
+    source.parent.mkdir(parents=True)
+    shutil.copy(project / source, source)
+    place = Workspace.with_dvc()
+    ledger, first = Ledger().open_cycle(load())
+    ledger.write(place.ledger)
+    place.policy(first).mkdir(parents=True)
+    (place.policy(first) / "w").write_text("champion")
+    (place.trained(first) / "memory.jsonl").write_text("{}\n")
+
+    class Registry(NullTracker):
+        def champion(self, line: str = "") -> str | None:
+            return first
+
+    root = start_campaign(place, Registry(), load(), True)
+    assert root == start_campaign(place, Registry(), load(), True) == "c002"  # it has begun: nothing to do
+    shutil.rmtree("build")
+    assert run_stage("root", "c002", workspace=place, use_dvc=True)["metrics"]["carried"]["memory"] == 1
+    assert (place.policy("c002") / "w").read_text() == "champion"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "campaign"], check=True)
+    assert collect_garbage(place, load(), Registry(), True) == 0
+    shutil.rmtree("build")
+    shutil.rmtree("campaigns/c002")
+    subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q", "root@c002", "campaigns/c002.dvc"], check=True)
+    assert (place.policy("c002") / "w").read_text() == "champion"
+    assert (place.campaign("c002") / "policy" / "w").read_text() == "champion"
