@@ -25,6 +25,26 @@ def repro(stage: str) -> None:
     _dvc("repro", "-q", "-s", stage)
 
 
+def add(folder: Path) -> None:
+    """Have DVC keep a folder that no stage makes."""
+    _dvc("add", "-q", str(folder))
+
+
+def cache() -> Path:
+    """Return the folder of DVC's cache."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, env=_environment()
+    )
+    if done.returncode:
+        raise StageError(f"dvc cache dir: {_reason(done.stderr) or 'failed'}")
+    return Path(done.stdout.strip())
+
+
+def collect() -> None:
+    """Remove what no branch, no tag and not the working tree refers to from DVC's cache."""
+    _dvc("gc", "-q", "-f", "-w", "-a", "-T")
+
+
 def _dvc(*arguments: str) -> None:
     for attempt in range(TRIES):
         code, errors = _call(arguments)
@@ -49,14 +69,8 @@ def _reason(errors: str) -> str:
 
 def _call(arguments: tuple[str, ...]) -> tuple[int, str]:
     """Run dvc with its output passed on as it comes; return (exit code, what it wrote to stderr)."""
-    bin_folder = str(Path(sys.executable).parent)
-    environment = os.environ | {
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        "DVC_NO_ANALYTICS": "1",
-    }
     command = [sys.executable, "-m", "dvc", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True, bufsize=0) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=_environment(), text=True, bufsize=0) as process:
         assert process.stderr is not None
         kept: list[str] = []
         while piece := process.stderr.read(1):  # by character: progress bars end in no newline
@@ -64,3 +78,12 @@ def _call(arguments: tuple[str, ...]) -> tuple[int, str]:
             sys.stderr.write(piece)
             sys.stderr.flush()
         return process.wait(), "".join(kept)
+
+
+def _environment() -> dict[str, str]:
+    bin_folder = str(Path(sys.executable).parent)
+    return os.environ | {
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "DVC_NO_ANALYTICS": "1",
+    }

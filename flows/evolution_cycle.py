@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from flows import git
 from flows.build_dataset import build_dataset
 from flows.evaluate_policy import evaluate_policy
+from flows.gate import gate
+from flows.housekeeping import collect_garbage
+from flows.night import open_cycle
 from flows.plain import flow, task
 from flows.stages import run_stage
 from genevolve.errors import SettingsError
@@ -31,31 +34,43 @@ def evolution_cycle(
     overrides: list[str] | None = None,
     parent: str | None = None,
     use_dvc: bool | None = None,
+    git_commit: bool = False,
+    git_branch: str = "nights",
+    collect: bool = False,
 ) -> dict[str, Any]:
     """Run a cycle end to end, or go on where it was, and return what reports/latest.json says.
 
-    `parent`: None evolves the profile's own cold start, cNNN or "champion" opens a further cycle from there. `use_dvc`
-    None: for the embedded profile; other profiles keep all under build/PROFILE and rerun what changed themselves.
+    `parent`: None evolves the profile's own cold start, cNNN or "champion" opens a night from there (flows/night.py).
+    `use_dvc` None: for the embedded profile; other profiles keep all under build/PROFILE and rerun what changed themselves.
+    `git_commit`: put ledger, lock file and metrics on `git_branch`, which must not be checked out. `collect`: remove what
+    retention does not keep, as `genevolve gc --yes` does, at the end.
     """
     settings = load(profile, seed=seed, overrides=overrides or ())
-    use_dvc = settings.profile == "embedded" if use_dvc is None else use_dvc
+    use_dvc, workspace = Workspace.of(settings.profile, use_dvc)
     if use_dvc:
         refuse_unrecorded(overrides or ())
-    workspace = Workspace.with_dvc() if use_dvc else Workspace.private(Path("build") / settings.profile)
+    if git_commit:
+        git.check(git_branch)
     track = tracker()
-    cycle = open_cycle(settings, workspace, parent, track)
+    cycle = open_cycle(settings, workspace, parent, track, use_dvc)
     ledger = Ledger.read(workspace.ledger)
     start = ledger.entry(cycle).parent or cycle
     done: dict[str, dict[str, Any]] = {}
     with track.cycle(workspace.title(cycle), settings.model_dump(mode="json")):
         done["build"] = build_dataset(settings, workspace, use_dvc)
         root = ledger.root_of(cycle)
-        done["cold_start"] = run_stage("cold_start", root, workspace=workspace, use_dvc=use_dvc)
+        first = "root" if root in ledger.roots else "cold_start"
+        done[first] = run_stage(first, root, workspace=workspace, use_dvc=use_dvc)
         done["bench_before"] = evaluate_policy(start, workspace, use_dvc)
         done["evolve"] = run_stage("evolve", cycle, workspace=workspace, use_dvc=use_dvc)
         done["bench"] = evaluate_policy(cycle, workspace, use_dvc)
-        promoted = gate(cycle, workspace, settings, done["bench"]["metrics"], track)
-        return publish(cycle, workspace, settings, done, promoted, track)
+        decision = gate(cycle, workspace, settings, done["bench"]["metrics"], track, use_dvc)
+        numbers = publish(cycle, workspace, settings, done, decision, track)
+    if git_commit:
+        git.commit_cycle(workspace, numbers, git_branch)
+    if collect:
+        collect_garbage(workspace, settings, track, use_dvc)
+    return numbers
 
 
 def refuse_unrecorded(overrides: Sequence[str]) -> None:
@@ -67,54 +82,13 @@ def refuse_unrecorded(overrides: Sequence[str]) -> None:
             )
 
 
-@task(name="open-cycle")
-def open_cycle(settings: Settings, workspace: Workspace, parent: str | None, track: Tracker) -> str:
-    """Find the cycle of these settings in the ledger, or append it; return its id."""
-    ledger = Ledger.read(workspace.ledger)
-    if parent == "champion":
-        champion = track.champion(workspace.line)
-        parent = champion.rpartition("/")[2] if champion else None
-    longer, cycle = ledger.open_cycle(settings, parent)
-    if longer != ledger or not workspace.ledger.exists():
-        longer.write(workspace.ledger)
-    return cycle
-
-
-@task(name="gate")
-def gate(cycle: str, workspace: Workspace, settings: Settings, metrics: Mapping[str, Any], track: Tracker) -> bool:
-    """Register the policy; make it champion when the gate half's interval lies above the margin. Return whether it is.
-
-    The comparison is with the champion's own bench scores; with the parent's where nobody is champion yet.
-    """
-    title = workspace.title(cycle)
-    version = track.register_policy(workspace.policy(cycle), metrics.get("report", {}), title)
-    champion = track.champion(workspace.line)
-    if champion == title:
-        return True
-    paired: Mapping[str, Any] = metrics["gate"]
-    rival = champion.rpartition("/")[2] if champion else None
-    if rival is not None and rival != Ledger.read(workspace.ledger).entry(cycle).parent:
-        paired = _against(workspace, rival, cycle, settings)
-    if float(paired["low"]) <= settings.bench.gate_margin:
-        return False
-    track.promote(version, workspace.line)
-    return True
-
-
-def _against(workspace: Workspace, rival: str, cycle: str, settings: Settings) -> Mapping[str, Any]:
-    from genevolve.bench.stats import paired_bootstrap
-
-    before, after = (json.loads((workspace.bench(c) / "scores.json").read_text())["gate"] for c in (rival, cycle))
-    return paired_bootstrap(before, after, settings.bench.resamples, settings.seeds.run_seed).to_dict()
-
-
 @task(name="publish")
 def publish(
     cycle: str,
     workspace: Workspace,
     settings: Settings,
     done: Mapping[str, Mapping[str, Any]],
-    promoted: bool,
+    decision: Mapping[str, Any],
     track: Tracker,
 ) -> dict[str, Any]:
     """Write reports/latest.json and the cycle's own numbers to MLflow; return them."""
@@ -131,7 +105,8 @@ def publish(
         "cycle": cycle,
         "parent": Ledger.read(workspace.ledger).entry(cycle).parent,
         "profile": settings.profile,
-        "promoted": promoted,
+        "promoted": decision["promoted"],
+        "gate": decision["words"],
         "report": str(workspace.bench(cycle) / "report.html"),
         "numbers": str(workspace.latest),
     }
@@ -151,7 +126,7 @@ def table(numbers: Mapping[str, Any]) -> str:
             f"  before ({numbers['parent']})          {numbers['before']:.4f}",
             f"  after  ({numbers['cycle']})          {numbers['after']:.4f}",
             f"  difference            {numbers['diff']:+.4f}   95% interval [{low:+.4f}, {high:+.4f}]",
-            f"  champion               {'this policy' if numbers['promoted'] else 'unchanged: no sure gain over it on the gate half'}",
+            f"  champion               {'this policy' if numbers['promoted'] else 'unchanged'}: {numbers['gate']}",
             f"  cost                   {seconds / 60:.1f} min, {numbers['peak_memory_mb']:.0f} MB at most",
             "",
             f"Report    {numbers['report']}",

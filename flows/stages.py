@@ -27,13 +27,17 @@ def run_stage(
 
 
 def dvc_name(name: str, cycle: str, workspace: Workspace) -> str:
-    """Return what dvc.yaml calls a stage: a cold start's bench is `bench_cold`, as it has nothing to be compared with."""
+    """Return what dvc.yaml calls a stage: the bench of a cold start or a root has nothing to be compared with."""
     if name in _DVC_NAMES:
         return _DVC_NAMES[name]
     from genevolve.ledger import Ledger
 
-    cold = name == "bench" and cycle in Ledger.read(workspace.ledger).cold_starts
-    return f"{'bench_cold' if cold else name}@{cycle}"
+    ledger = Ledger.read(workspace.ledger)
+    if name == "bench" and cycle in ledger.cold_starts:
+        name = "bench_cold"
+    elif name == "bench" and cycle in ledger.roots:
+        name = "bench_root"
+    return f"{name}@{cycle}"
 
 
 def recorded(name: str, cycle: str, workspace: Workspace) -> dict[str, Any]:

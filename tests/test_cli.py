@@ -42,6 +42,9 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         "import",
         "export",
         "rescore",
+        "rollback",
+        "gc",
+        "campaign",
     ):
         assert command in done.stdout
     assert best < 0.5
@@ -142,3 +145,31 @@ def test_sentences() -> None:
     assert sentence(GenEvolveError("two\n lines")) == "two lines"
     assert sentence(OSError(13, "Permission denied", "build/x")) == "build/x: Permission denied"
     assert sentence(KeyError("a")).startswith("unexpected KeyError")
+
+
+@pytest.mark.slow
+def test_promote_and_rollback_want_a_reason_and_log_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from genevolve.cli import app
+    from genevolve.tracking import MlflowTracker
+
+    monkeypatch.chdir(tmp_path)
+    track = MlflowTracker()
+    for cycle in ("c001", "c002"):
+        (tmp_path / cycle).mkdir()
+        (tmp_path / cycle / "w").write_text(cycle)
+        with track.cycle(cycle, {}):
+            track.register_policy(tmp_path / cycle, {}, cycle)
+
+    def call(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(app, list(words))
+        return done.exit_code, done.output
+
+    assert call("promote", "c001")[0] == 2  # no reason
+    assert call("promote", "c001", "--reason", "to begin with") == (0, "champion: version 1, c001; before: nobody\n")
+    assert call("promote", "2", "--reason", "looks better") == (0, "champion: version 2, c002; before: c001\n")
+    assert call("rollback", "--reason", "it did not") == (0, "champion: version 1, c001; before: c002\n")
+    assert [m["reason"] for m in track.moves()] == ["to begin with", "looks better", "it did not"]
+    failed = CliRunner().invoke(app, ["promote", "c007", "--reason", "?"])
+    assert "no policy of c007 is registered" in str(failed.exception)

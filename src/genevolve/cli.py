@@ -57,12 +57,16 @@ def evolve(
         bool | None, typer.Option("--dvc/--no-dvc", help="Let DVC decide what is up to date (default: for embedded).")
     ] = None,
     parent: Annotated[str, typer.Option(help="Open a further cycle from this one (cNNN), or from 'champion'.")] = "",
+    git_commit: Annotated[
+        bool, typer.Option("--git-commit", help="Commit ledger, lock file and metrics on --git-branch at the end.")
+    ] = False,
+    git_branch: Annotated[str, typer.Option(help="The branch of --git-commit; must not be checked out.")] = "nights",
 ) -> None:
     """Run one evolution cycle end to end and print its table; what is up to date is not run again."""
     _settings(profile, seed, set_)  # a wrong setting is told before anything heavy is imported
     from flows.evolution_cycle import evolution_cycle, table
 
-    typer.echo(table(evolution_cycle(profile, seed, set_, parent or None, dvc)))
+    typer.echo(table(evolution_cycle(profile, seed, set_, parent or None, dvc, git_commit, git_branch)))
 
 
 @app.command()
@@ -265,7 +269,7 @@ def pretrain_base(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="build, cold_start, evolve or bench.")],
+    name: Annotated[str, typer.Argument(help="build, cold_start, root, evolve or bench.")],
     cycle: Annotated[str, typer.Option(help="The ledger entry, cNNN (none for build).")] = "",
 ) -> None:
     """Run one stage as dvc.yaml does: recipe from the ledger, folders from the workspace."""
@@ -350,19 +354,74 @@ def _leave(metrics: dict[str, Any], out: Path) -> None:
         write_whole(out / METRICS, json.dumps(metrics))
 
 
+Reason = Annotated[str, typer.Option("--reason", help="Why; it is logged with time and user.")]
+Line = Annotated[str, typer.Option("--line", help="A private line of cycles, as tiny; default: the project's own.")]
+
+
 @app.command()
 def promote(
-    version: Annotated[str, typer.Argument(help="A registered version number, or 'previous' to roll back.")],
+    policy: Annotated[str, typer.Argument(help="A cycle, cNNN, or a registered version number.")],
+    reason: Reason,
+    line: Line = "",
 ) -> None:
-    """Make a registered policy the champion by hand; `promote previous` rolls back."""
+    """Make a registered policy the champion by hand, whatever the gate said."""
     from genevolve.tracking import MlflowTracker
 
     track = MlflowTracker()
-    if version == "previous":
-        version = track.rollback()
+    version = policy if policy.isdigit() else track.version_of(f"{line}/{policy}" if line else policy)
+    track.promote(version, line, reason)
+    typer.echo(f"champion: version {version}, {track.champion(line)}; before: {track.previous(line) or 'nobody'}")
+
+
+@app.command()
+def rollback(reason: Reason, line: Line = "") -> None:
+    """Make the champion before this one champion again; a second time returns to this one."""
+    from genevolve.tracking import MlflowTracker
+
+    track = MlflowTracker()
+    version = track.rollback(line, reason)
+    typer.echo(f"champion: version {version}, {track.champion(line)}; before: {track.previous(line) or 'nobody'}")
+
+
+@app.command()
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, only say what would go.")] = False,
+    keep: Annotated[int | None, typer.Option(help="Keep the last so many cycles (default: retention.cycles).")] = None,
+    profile: Profile = None,
+    dvc: Annotated[bool | None, typer.Option("--dvc/--no-dvc", help="As for `evolve`.")] = None,
+) -> None:
+    """Remove runs that are in no champion's lineage and not among the last: folders, registered copies, DVC's copies."""
+    settings = _settings(profile, None, None if keep is None else [f"retention.cycles={keep}"])
+    from flows.housekeeping import collect_garbage, to_go
+    from genevolve.tracking import tracker
+    from genevolve.workspace import Workspace
+
+    use_dvc, workspace = Workspace.of(settings.profile, dvc)
+    gone, foreign = to_go(workspace, settings, tracker(), use_dvc)
+    for item in gone:
+        typer.echo(item.line())
+    if foreign:
+        typer.echo(foreign)
+    if yes:
+        removed = collect_garbage(workspace, settings, tracker(), use_dvc)
+        typer.echo(f"removed: {removed:.1f} MB")
     else:
-        track.promote(version)
-    typer.echo(f"champion: version {version}")
+        typer.echo(f"would remove {sum(g.mb for g in gone):.1f} MB: `genevolve gc --yes` does")
+
+
+@app.command()
+def campaign(
+    profile: Profile = None,
+    dvc: Annotated[bool | None, typer.Option("--dvc/--no-dvc", help="As for `evolve`.")] = None,
+) -> None:
+    """Archive the ledger and begin a new one with the champion as its root."""
+    settings = _settings(profile, None, None)
+    from flows.night import start_campaign
+    from genevolve.tracking import tracker
+    from genevolve.workspace import Workspace
+
+    use_dvc, workspace = Workspace.of(settings.profile, dvc)
+    typer.echo(f"the new campaign's root: {start_campaign(workspace, tracker(), settings, use_dvc)}")
 
 
 def main() -> None:

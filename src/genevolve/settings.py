@@ -48,6 +48,12 @@ LATER = {
 }
 """Fields that came after the first ledger, for other policies than the embedded base: left out in the same way."""
 
+OF_NIGHTS = {"cycle": ("curriculum", "night")}
+"""Fields of nights, treated as the switches are."""
+
+UNRECORDED = {"bench": ("split_margin", "split_rows"), "cycle": ("campaign",)}
+"""Fields that no stage reads: what the gate and housekeeping go by. They stand in no recipe and no fingerprint at all."""
+
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -251,6 +257,10 @@ class Bench(Section):
     """Paired bootstrap resamples. [ours]"""
     gate_margin: float = Field(ge=-1, le=1)
     """A policy is promoted when the lower end of the gate half's 95% interval exceeds this. [ours]: 0"""
+    split_margin: float = Field(default=0.05, ge=0, le=1)
+    """Nor may a split of the gate half (track, difficulty, category) fall for sure and by more than this. [ours]"""
+    split_rows: int = Field(default=12, ge=2)
+    """Splits with fewer pairs than this are not looked at. [ours]"""
     requests: int | None = Field(default=None, ge=2)
     """Play only so many, spread evenly over the bench (a quick look); null: all of them."""
 
@@ -268,6 +278,23 @@ class Cycle(Section):
     """Rollouts a validation request, at every look: one alone picks the luckiest checkpoint. [ours]"""
     patience: int = Field(ge=0)
     """Looks without a better validation score before the cycle stops early; 0: never. [ours]"""
+    curriculum: Literal["needs", "walk"] = "needs"
+    """Who chooses a night's requests: what the line's earlier nights showed (`stages/curriculum.py`), or the pool in an
+    order of the run's own. Where there was no night before, the two choose the same. [ours]"""
+    night: int = Field(default=0, ge=0)
+    """The number of the cycle's id, set by the ledger: every night samples from streams of its own. 0: no night, but the
+    cycle of a cold start. [ours]"""
+    campaign: int = Field(default=50, ge=0)
+    """Cycles in the ledger at which the next night first opens a new campaign; 0: never. [ours]"""
+
+
+class Retention(Section):
+    """What housekeeping keeps; no run depends on it."""
+
+    cycles: int = Field(default=7, ge=2)
+    """The last so many cycles stay whole; the lineages of champion and previous champion stay always. [ours]"""
+    free_gb: float = Field(default=1.0, ge=0)
+    """What must still be free on the disk after a night. [ours]"""
 
 
 class Seeds(Section):
@@ -296,6 +323,7 @@ class Settings(Section):
     """The trainer's own configuration; its steps, temperature and seed are taken from cycle, sampling and seeds."""
     bench: Bench
     cycle: Cycle
+    retention: Retention = Retention()
     seeds: Seeds
 
     @model_validator(mode="before")
@@ -326,9 +354,9 @@ class Settings(Section):
     def _left_out(self, name: str) -> set[str]:
         section = getattr(self, name)
         fields = type(section).model_fields
-        new = (*SWITCHES.get(name, ()), *LATER.get(name, ()))
+        new = (*SWITCHES.get(name, ()), *LATER.get(name, ()), *OF_NIGHTS.get(name, ()))
         idle = {f for f in new if getattr(section, f) == fields[f].default}
-        return idle | (set(DERIVED) if name == "distill" else set())
+        return idle | set(UNRECORDED.get(name, ())) | (set(DERIVED) if name == "distill" else set())
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of sha256 over all values."""

@@ -6,10 +6,15 @@ One run a cycle, a nested run a stage, traces of the trajectories worth reading,
 from __future__ import annotations
 
 import fcntl
+import getpass
+import json
 import os
 import re
+import socket
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +27,8 @@ EXPERIMENT = "genevolve"
 MODEL = "genevolve-policy"
 CHAMPION = "champion"
 PREVIOUS = "previous"
+MOVE = "moved."
+"""Begins the names of the registered model's tags that log a move of a champion, each a JSON object."""
 PARENT_VARIABLE = "GENEVOLVE_MLFLOW_RUN"
 """Environment variable that hands the cycle's run to stages in other processes."""
 SWITCH_VARIABLE = "GENEVOLVE_TRACKING"
@@ -44,8 +51,12 @@ class Tracker(Protocol):
     def log_files(self, paths: Iterable[Path], kind: str) -> None: ...
     def log_traces(self, trajectories: Iterable[Trajectory], label: str) -> None: ...
     def register_policy(self, folder: Path, metrics: Mapping[str, Any], cycle: str) -> str: ...
-    def promote(self, version: str, line: str = "") -> None: ...
+    def promote(self, version: str, line: str = "", reason: str = "", who: str = "") -> None: ...
     def champion(self, line: str = "") -> str | None: ...
+    def previous(self, line: str = "") -> str | None: ...
+    def moves(self, line: str = "") -> list[dict[str, str]]: ...
+    def policy_folder(self, version: str) -> Path: ...
+    def policies(self) -> list[tuple[str, str, Path]]: ...
 
 
 def tracker(folder: Path = FOLDER) -> Tracker:
@@ -265,34 +276,80 @@ class MlflowTracker:
         tags = {"digest": digest, "cycle": cycle} | {f"score.{k}": f"{v:.6g}" for k, v in numbers(metrics).items()}
         return str(self._client.create_model_version(MODEL, source=source, run_id=run_id, tags=tags).version)
 
-    def promote(self, version: str, line: str = "") -> None:
-        """Move the alias `champion` to a version, and `previous` to the champion it takes the place of.
+    def promote(self, version: str, line: str = "", reason: str = "", who: str = "") -> None:
+        """Move the alias `champion` to a version, and `previous` to the champion it takes the place of; log the move.
 
-        A private line of cycles ("tiny") has its own two aliases, `champion-tiny` and `previous-tiny`.
+        A private line of cycles ("tiny") has its own two aliases, `champion-tiny` and `previous-tiny`. `who` defaults to
+        the user of this process. A version that is champion already moves nothing, but its move is logged where a kill
+        came between the two.
         """
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.get_model_version(MODEL, version)
+            found = self._client.get_model_version(MODEL, version)
         except MlflowException as e:
             raise TrackingError(f"there is no version {version} of {MODEL}") from e
+        if not Path(found.source).is_dir():
+            raise TrackingError(f"version {version} cannot be champion: its folder {found.source} is gone")
         before = self._alias(_alias(CHAMPION, line))
-        if before is not None and str(before.version) != version:
+        same = before is not None and str(before.version) == version
+        if same and [move["version"] for move in self.moves(line)][-1:] == [version]:
+            return
+        if before is not None and not same:
             self._client.set_registered_model_alias(MODEL, _alias(PREVIOUS, line), before.version)
         self._client.set_registered_model_alias(MODEL, _alias(CHAMPION, line), version)
+        move = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "who": who or _user(),
+            "reason": reason[:1000],
+            "line": line,
+            "version": version,
+            "from": "" if before is None or same else str(before.tags.get("cycle", "")),
+            "to": str(found.tags.get("cycle", "")),
+        }
+        key = f"{MOVE}{move['time'].replace(':', '-').replace('+', '_')}.{uuid.uuid4().hex[:6]}"
+        self._client.set_registered_model_tag(MODEL, key, json.dumps(move))
 
-    def rollback(self, line: str = "") -> str:
+    def rollback(self, line: str = "", reason: str = "", who: str = "") -> str:
         """Move `champion` back to `previous` and return that version; TrackingError where there is none."""
         before = self._alias(_alias(PREVIOUS, line))
         if before is None:
             raise TrackingError("no policy was champion before this one")
-        self.promote(str(before.version), line)
+        self.promote(str(before.version), line, reason, who)
         return str(before.version)
 
     def champion(self, line: str = "") -> str | None:
         """Return the title of the champion's cycle, None before the first promotion."""
         found = self._alias(_alias(CHAMPION, line))
         return None if found is None else str(found.tags.get("cycle", ""))
+
+    def previous(self, line: str = "") -> str | None:
+        """Return the title of the cycle that was champion before, None where none was."""
+        found = self._alias(_alias(PREVIOUS, line))
+        return None if found is None else str(found.tags.get("cycle", ""))
+
+    def moves(self, line: str = "") -> list[dict[str, str]]:
+        """Return all moves of a line's champion, the oldest first: time (UTC), who, reason, version, from, to (cycles)."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            tags = self._client.get_registered_model(MODEL).tags
+        except MlflowException:
+            return []
+        rows = [json.loads(value) for key, value in sorted(tags.items()) if key.startswith(MOVE)]
+        return [row for row in rows if row["line"] == line]
+
+    def version_of(self, title: str) -> str:
+        """Return the newest registered version of a cycle's policy; TrackingError where there is none."""
+        found = [int(version) for version, cycle, _ in self.policies() if cycle == title]
+        if not found:
+            raise TrackingError(f"no policy of {title} is registered; a cycle registers its own at its end")
+        return str(max(found))
+
+    def policies(self) -> list[tuple[str, str, Path]]:
+        """Return (version, title of its cycle, folder) of all registered policies; a folder may be gone."""
+        found = self._client.search_model_versions(f"name = '{MODEL}'", max_results=10_000)
+        return [(str(v.version), str(v.tags.get("cycle", "")), Path(v.source)) for v in found]
 
     def policy_folder(self, version: str = CHAMPION) -> Path:
         """Return the folder of a registered policy, by version number or alias; TrackingError where there is none."""
@@ -336,13 +393,31 @@ class NullTracker:
     def register_policy(self, folder: Path, metrics: Mapping[str, Any], cycle: str) -> str:
         return "0"
 
-    def promote(self, version: str, line: str = "") -> None: ...
+    def promote(self, version: str, line: str = "", reason: str = "", who: str = "") -> None: ...
     def champion(self, line: str = "") -> str | None:
         return None
+
+    previous = champion
+
+    def moves(self, line: str = "") -> list[dict[str, str]]:
+        return []
+
+    def policy_folder(self, version: str) -> Path:
+        raise TrackingError(f"nothing is remembered here ({SWITCH_VARIABLE}=off), and so no policy '{version}'")
+
+    def policies(self) -> list[tuple[str, str, Path]]:
+        return []
 
 
 def _alias(alias: str, line: str) -> str:
     return f"{alias}-{line}" if line else alias
+
+
+def _user() -> str:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"
 
 
 def _restore(variable: str, value: str | None) -> None:

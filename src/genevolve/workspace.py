@@ -34,6 +34,12 @@ class Workspace:
         root = Path(root)
         return cls(root, root / "dataset", root / "cycles.yaml", root / "reports", root.name)
 
+    @classmethod
+    def of(cls, profile: str, use_dvc: bool | None) -> tuple[bool, Workspace]:
+        """Return (with DVC or not, the workspace) of a profile; None: with DVC for `embedded` alone."""
+        use_dvc = profile == "embedded" if use_dvc is None else use_dvc
+        return use_dvc, cls.with_dvc() if use_dvc else cls.private(Path("build") / profile)
+
     def title(self, cycle: str) -> str:
         """Return what MLflow calls a cycle: c001, or tiny/c001 in a private workspace."""
         return f"{self.line}/{cycle}" if self.line else cycle
@@ -56,6 +62,10 @@ class Workspace:
     def report(self, cycle: str, stage: str) -> Path:
         """Metrics file of a stage: JSON, in git, declared in dvc.yaml."""
         return self.reports / cycle / f"{stage}.json"
+
+    def campaign(self, root: str) -> Path:
+        """Folder of the champion that a campaign begins with: `policy/` and what earlier nights left for later ones."""
+        return self.ledger.parent / "campaigns" / root
 
     @property
     def latest(self) -> Path:

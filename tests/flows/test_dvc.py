@@ -11,10 +11,13 @@ import pytest
 import yaml
 
 from flows import dvc
-from flows.stages import dvc_name
+from flows.housekeeping import collect_garbage
+from flows.night import start_campaign
+from flows.stages import dvc_name, run_stage
 from genevolve.errors import StageError
 from genevolve.ledger import Ledger
 from genevolve.profiles import load
+from genevolve.tracking import NullTracker
 from genevolve.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -33,7 +36,10 @@ def test_the_pipeline_unrolls_the_ledger(folder: Path, project: Path) -> None:
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(project / name, folder / name)
     ledger, first = Ledger().open_cycle(load())
-    ledger, second = ledger.open_cycle(load(), parent=first)
+    ledger, second = ledger.open_night(load(), first, first)
+    ledger = ledger.model_copy(
+        update={"roots": {"c009": ledger.entry(first).model_copy(update={"parent": None, "of": "c008"})}}
+    )
     ledger.write(Path("cycles.yaml"))
     done = subprocess.run([sys.executable, "-m", "dvc", "stage", "list", "--name-only"], capture_output=True, text=True)
     names = set(done.stdout.split())
@@ -41,10 +47,20 @@ def test_the_pipeline_unrolls_the_ledger(folder: Path, project: Path) -> None:
         "build",
         "cold_start@c000",
         "bench_cold@c000",
+        "root@c009",
+        "bench_root@c009",
         *(f"{stage}@{cycle}" for stage in ("evolve", "bench") for cycle in (first, second)),
     }, done.stderr
     place = Workspace.with_dvc()
-    asked = [("build", ""), ("cold_start", "c000"), ("bench", "c000"), ("evolve", "c001"), ("bench", "c002")]
+    asked = [
+        ("build", ""),
+        ("cold_start", "c000"),
+        ("bench", "c000"),
+        ("evolve", "c001"),
+        ("bench", "c002"),
+        ("bench", "c009"),
+        ("root", "c009"),
+    ]
     assert {dvc_name(stage, cycle, place) for stage, cycle in asked} <= names
     dag = subprocess.run([sys.executable, "-m", "dvc", "dag", "--dot"], capture_output=True, text=True).stdout
     for edge in (
@@ -83,3 +99,39 @@ def test_a_busy_lock_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch
         dvc.repro("quick")
         first.wait()
     assert (first.returncode, Path("slow").read_text(), Path("quick").read_text()) == (0, "1\n", "2\n")
+
+
+def test_a_campaign_begins_with_dvc_and_loses_nothing_to_its_housekeeping(
+    folder: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENEVOLVE_TRACKING", "off")
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(project / name, folder / name)
+    source = Path("src/genevolve/stages/root.py")
+    source.parent.mkdir(parents=True)
+    shutil.copy(project / source, source)
+    place = Workspace.with_dvc()
+    ledger, first = Ledger().open_cycle(load())
+    ledger.write(place.ledger)
+    place.policy(first).mkdir(parents=True)
+    (place.policy(first) / "w").write_text("champion")
+    (place.trained(first) / "memory.jsonl").write_text("{}\n")
+
+    class Registry(NullTracker):
+        def champion(self, line: str = "") -> str | None:
+            return first
+
+    root = start_campaign(place, Registry(), load(), True)
+    assert root == start_campaign(place, Registry(), load(), True) == "c002"  # it has begun: nothing to do
+    shutil.rmtree("build")
+    assert run_stage("root", "c002", workspace=place, use_dvc=True)["metrics"]["carried"]["memory"] == 1
+    assert (place.policy("c002") / "w").read_text() == "champion"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "campaign"], check=True)
+    assert collect_garbage(place, load(), Registry(), True) == 0
+    shutil.rmtree("build")
+    shutil.rmtree("campaigns/c002")
+    subprocess.run([sys.executable, "-m", "dvc", "checkout", "-q", "root@c002", "campaigns/c002.dvc"], check=True)
+    assert (place.policy("c002") / "w").read_text() == "champion"
+    assert (place.campaign("c002") / "policy" / "w").read_text() == "champion"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,54 @@ def test_equal_settings_find_their_cycle_again_and_others_open_a_new_one(tmp_pat
     assert (other_seed, ledger.entry("c003").parent) == ("c003", "c002")
     ledger, other_lambda = ledger.open_cycle(settings(None, "distill.lambda_sdl=0"))
     assert (other_lambda, ledger.entry("c004").parent) == ("c004", "c000")  # the same cold start serves both
-    ledger, further = ledger.open_cycle(settings(), parent="c001")
+    ledger, further = ledger.open_night(settings(), parent="c001", after="c001")
     assert (further, ledger.root_of(further)) == ("c005", "c000")
     ledger.write(tmp_path / "cycles.yaml")
     assert Ledger.read(tmp_path / "cycles.yaml") == ledger
+
+
+def test_nights_of_one_parent_are_different_runs_and_stand_in_one_line() -> None:
+    ledger, first = Ledger().open_cycle(settings())
+    ledger, second = ledger.open_night(settings(), first, first)
+    ledger, third = ledger.open_night(settings(), first, second)
+    recipes = [deepcopy(ledger.entry(c).recipe) for c in (first, second, third)]
+    assert "night" not in recipes[0]["cycle"]
+    assert [r["cycle"].pop("night", 0) for r in recipes] == [0, 2, 3]
+    assert recipes[1] == recipes[2]
+    assert ledger.line("c000") == ledger.line(third) == [first, second, third]
+    assert (ledger.lineage(third), ledger.entry(third).after) == ([third, first, "c000"], second)
+    assert ledger.same_night(third, settings(), first)
+    assert not ledger.same_night(third, settings(7), first)
+    assert not ledger.same_night(first, settings(), "c000")  # the cold start's own cycle is no night
+
+
+def test_a_campaign_keeps_one_entry_and_the_numbers_go_on(tmp_path: Path) -> None:
+    ledger, first = Ledger().open_cycle(settings())
+    ledger, second = ledger.open_night(settings(), first, first)
+    newer, root = ledger.new_campaign(second)
+    assert (root, newer.names(), newer.here("c002"), newer.here("c001")) == ("c003", ["c003"], "c003", None)
+    newer, night = newer.open_night(settings(), root, root)
+    newer.write(tmp_path / "cycles.yaml")
+    again = Ledger.read(tmp_path / "cycles.yaml")
+    assert again == newer
+    assert (night, again.root_of(night), again.entry(night).after) == ("c004", root, root)
+
+
+def test_a_ledger_of_before_there_were_nights_is_read_and_written_in_todays_form(tmp_path: Path) -> None:
+    path = tmp_path / "cycles.yaml"
+    ledger, first = Ledger().open_cycle(settings())
+    ledger.write(path)
+    path.write_text(path.read_text().replace("    after: c000\n", "").replace("roots: {}\n", ""))
+    assert "after" not in path.read_text()
+    read = Ledger.read(path)
+    assert read == ledger
+    assert read.open_cycle(settings()) == (ledger, first)
+
+
+def test_what_gate_and_housekeeping_go_by_stands_in_no_recipe() -> None:
+    ledger, first = Ledger().open_cycle(settings())
+    values = ("cycle.campaign=3", "bench.split_margin=0.2", "bench.split_rows=40", "retention.cycles=3")
+    assert ledger.open_cycle(settings(None, *values)) == (ledger, first)
 
 
 def test_a_changed_default_changes_no_recipe(tmp_path: Path) -> None:
@@ -44,6 +89,10 @@ def test_a_changed_default_changes_no_recipe(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("cycles: {c001: {parent: c000, profile: tiny, recipe: {}}}", "parent c000, which is not in the ledger"),
+        (
+            "cold_starts: {c000: {profile: tiny, recipe: {}}}\ncycles: {c001: {parent: c000, after: c7, profile: tiny, recipe: {}}}",
+            "after c7, which",
+        ),
         ("cycles: {c001: {parent: c000}}", "cycles.c001.profile"),
         ("cycles: [", "is not YAML"),
     ],

@@ -155,4 +155,4 @@ def test_what_a_killed_run_of_another_recipe_left_is_not_used(
         run("build", "", workspace)
     use(monkeypatch)
     run("build", "", workspace, overrides=["seeds.data_seed=2"])
-    assert [p.name for p in workspace.built.iterdir()] == ["requests.json"]
+    assert [p.name for p in workspace.built.iterdir()] == ["requests.jsonl"]

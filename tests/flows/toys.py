@@ -10,13 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from genevolve.bench.stats import paired_bootstrap
+from genevolve.records import Request, write_jsonl
 
 Body = Callable[..., dict[str, Any]]
 
 
 def build(settings: Any, *, out: Path) -> dict[str, Any]:
-    (out / "requests.json").write_text(json.dumps(settings.seeds.data_seed))
+    write_jsonl(out / "requests.jsonl", [request(i, settings.seeds.data_seed) for i in range(10)])
     return {"kept": 5}
+
+
+def request(i: int, data_seed: int = 1) -> Request:
+    """Return a bench request of the gate half; the first five are about flags, and easy."""
+    kind: dict[str, Any] = (
+        {"category": "flags", "difficulty": "easy"} if i < 5 else {"category": "birds", "difficulty": "hard"}
+    )
+    question, track = f"Draw {i} of {data_seed}.", "quality_anchored"
+    return Request.model_validate(
+        {"id": f"q{i}", "question": question, "eval_type": track, "split": "bench", "half": "gate", **kind}
+    )
 
 
 def cold_start(settings: Any, *, dataset: Path, base: Path, out: Path) -> dict[str, Any]:
@@ -25,7 +37,10 @@ def cold_start(settings: Any, *, dataset: Path, base: Path, out: Path) -> dict[s
     return {"valid": 0.9, "curve": [{"step": i, "loss": 1 / (i + 1)} for i in range(3)]}
 
 
-def evolve(settings: Any, *, dataset: Path, parent: Path, out: Path) -> dict[str, Any]:
+def evolve(settings: Any, *, dataset: Path, parent: Path, earlier: Path | None = None, out: Path) -> dict[str, Any]:
+    """Remember a line a night: which nights the memory knows of, and from which it came."""
+    known = (earlier / "memory.jsonl").read_text() if earlier else ""
+    (out / "memory.jsonl").write_text(f"{known}night {settings.cycle.night}\n")
     for step in range(settings.cycle.steps):
         (out / f"step{step}").write_text("rollouts")
     (out / "policy").mkdir(exist_ok=True)
@@ -37,12 +52,15 @@ def bench(settings: Any, *, dataset: Path, policy: Path, baseline: Path | None, 
     score = 0.5 + 0.1 * (policy / "w").read_text().count("evolved")
     scores = {half: {f"q{i}": score + i / 1000 for i in range(10)} for half in ("gate", "report")}
     (out / "scores.json").write_text(json.dumps(scores))
-    metrics: dict[str, Any] = {"kscore": score}
-    if baseline is not None:
-        before = json.loads((baseline / "scores.json").read_text())
-        for half in scores:
-            metrics[half] = paired_bootstrap(before[half], scores[half], settings.bench.resamples).to_dict()
-    return metrics
+    return {"kscore": score, **compared(settings, scores, baseline)}
+
+
+def compared(settings: Any, scores: dict[str, dict[str, float]], baseline: Path | None) -> dict[str, Any]:
+    """Return the paired differences of the halves to a baseline's, nothing without one."""
+    if baseline is None:
+        return {}
+    before = json.loads((baseline / "scores.json").read_text())
+    return {half: paired_bootstrap(before[half], scores[half], settings.bench.resamples).to_dict() for half in scores}
 
 
 def modules(**bodies: Body) -> dict[str, types.ModuleType]:

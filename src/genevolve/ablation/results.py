@@ -124,7 +124,7 @@ def recipe_of(settings: Settings, dataset: str) -> str:
 
 
 def all_values(settings: Settings) -> dict[str, Any]:
-    return settings.section_values(*(name for name in type(settings).model_fields if name != "profile"))
+    return settings.section_values(*(n for n in type(settings).model_fields if n not in ("profile", "retention")))
 
 
 def curve_rows(start: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], per_round: int) -> list[dict[str, float]]:

@@ -181,6 +181,7 @@ class Player:
         self.system = system_text(settings)
         self._policy: tuple[Path, Any] | None = None
         self._seen: dict[str, tuple[bytes, Score | None, str]] = {}
+        self._truths: dict[str, bytes] = {}
 
     def play(self, play: Play) -> list[Trajectory]:
         """Sample, draw and judge."""
@@ -245,9 +246,21 @@ class Player:
         return tuple(reference_bytes(self.dataset, f) for f in trajectory.program.files)
 
     def _truth(self, request: Request) -> bytes:
-        if request.gt_image is None:
+        if request.gt_image is not None:
+            return (self.dataset / request.gt_image).read_bytes()
+        if request.id not in self._truths:  # a fresh request: its ground truth is drawn, and kept nowhere
+            self._truths[request.id] = self._drawn_truth(request)
+        return self._truths[request.id]
+
+    def _drawn_truth(self, request: Request) -> bytes:
+        from genevolve.dataset.truth import render_truth
+
+        seed = self.settings.seeds.run_seed
+        gold = request.gold_program
+        drawn = render_truth(self.renderer, world(self.dataset), [request], seed)[0] if gold is not None else None
+        if drawn is None:
             raise StageError(f"Request {request.id} has no ground-truth picture, so it cannot be judged.")
-        return (self.dataset / request.gt_image).read_bytes()
+        return drawn
 
     def _scored(self, request: Request, t: Trajectory, images: Path | None) -> Trajectory:
         skills = [c.arguments["skill_name"] for c in t.tool_calls if c.name == "query_knowledge" and c.ok]

@@ -1,4 +1,8 @@
-"""Stage `evolve`: R rounds of sample -> experience -> distil from the parent's policy; the best validated one is kept."""
+"""Stage `evolve`: R rounds of sample -> experience -> distil from the parent's policy; the best validated one is kept.
+
+A night goes on from `earlier`, the folder of the night before it, promoted or not: its memory is the first memory, its
+records choose the requests (`curriculum`).
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,17 @@ from genevolve.files import write_whole
 from genevolve.records import Bundle, Request, Trajectory, dump, read_jsonl, write_jsonl
 from genevolve.settings import Settings
 from genevolve.stages.crew import Crew, bench_sampling
+from genevolve.stages.curriculum import FRESH, HISTORY, choose_requests, records_of, told, unlearnt
 from genevolve.stages.distill import Learner, make_learner
 from genevolve.stages.experience import Extracted, extract, new_memory, student_guides, write_guides
-from genevolve.stages.sample import sample, sampling_metrics, step_requests, step_seed
+from genevolve.stages.fresh import can_draw, draw_fresh
+from genevolve.stages.sample import of_step, sample, sampling_metrics, step_seed, training_seed
 
 CONCLUSION = "metrics.json"
 """Written when the policy is chosen and before the rounds' weights are dropped: from then on there is nothing to redo."""
 
 
-def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[str, Any]:
+def run(settings: Settings, *, dataset: Path, parent: Path, earlier: Path | None = None, out: Path) -> dict[str, Any]:
     """Evolve `parent` into out/policy; out/rounds/NNN keeps what each round sampled, learnt and measured.
 
     Killed and started again, it goes on behind the last whole round, to the same bytes.
@@ -33,17 +39,19 @@ def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[s
     if (out / CONCLUSION).exists():  # killed between the last round and the end of the stage
         return json.loads((out / CONCLUSION).read_text()) | _to_show(settings, out)
     pool, validation = load_requests(dataset, "evolve"), load_requests(dataset, "validation")
+    chosen, about = _choose(settings, dataset, pool, earlier, out)
     with Crew(settings, dataset) as crew:
-        state = _State(settings, parent, out, dataset)
+        state = _State(settings, parent, out, dataset, earlier)
         if state.best is None:
             state.validated(0, _validate(settings, crew, validation, parent))
         bar = tqdm(total=settings.cycle.steps, initial=state.step, desc="evolve", unit="round")
         while state.step < settings.cycle.steps and not state.stale():
             step = state.step + 1
             new = out / "rounds" / f"{step:03d}.new"
-            shown = student_guides(settings, state.memory, step_requests(pool, settings, step))
-            trajectories = sample(settings, crew, pool, state.policy, step, images=new, guides=shown)
-            extracted = extract(settings, state.memory, trajectories, step, shown)
+            requests = of_step(chosen, settings, step)
+            shown = student_guides(settings, state.memory, requests)
+            trajectories = sample(settings, crew, requests, state.policy, step, images=new, guides=shown)
+            extracted = extract(settings, state.memory, trajectories, state.carried + step, shown)
             crew.release()
             row: dict[str, Any] = {"step": step, **sampling_metrics(trajectories), **extracted.metrics}
             row |= state.learner.learn(trajectories, extracted.guides, new / "policy")
@@ -53,7 +61,29 @@ def run(settings: Settings, *, dataset: Path, parent: Path, out: Path) -> dict[s
             bar.set_postfix(reward=f"{row['reward']:.3f}", valid=f"{row['valid']:.2f}")
             bar.update()
         bar.close()
-    return state.conclude() | _to_show(settings, out)
+    return state.conclude(about) | _to_show(settings, out)
+
+
+def _choose(
+    settings: Settings, dataset: Path, pool: list[Request], earlier: Path | None, out: Path
+) -> tuple[list[Request], dict[str, Any]]:
+    """Return the requests of all rounds, in order, and what to say about them; a night writes what they were chosen by."""
+    n, seed = settings.cycle.steps * settings.cycle.requests_per_step, settings.seeds.run_seed
+    history, fresh = records_of(earlier, settings.judge.alpha) if earlier is not None else ([], [])
+    if earlier is None:
+        return choose_requests([], pool, n, seed), {}
+    night = settings.cycle.night
+    write_jsonl(out / HISTORY, history)
+    if settings.cycle.curriculum == "walk":
+        write_jsonl(out / FRESH, fresh)
+        return choose_requests([], pool, n, f"{seed}/{night}"), {}
+    short = n - len(unlearnt(history, [*pool, *fresh])) if history else 0
+    drawn = []
+    if short > 0 and can_draw(settings):
+        drawn = draw_fresh(settings, dataset, fresh, short, night, training_seed(settings, 0))
+    write_jsonl(out / FRESH, [*fresh, *drawn])
+    chosen = choose_requests(history, [*pool, *fresh, *drawn], n, f"{seed}/{night}")
+    return chosen, {"curriculum": told(chosen, history, len(drawn))}
 
 
 def _to_show(settings: Settings, out: Path) -> dict[str, Any]:
@@ -87,10 +117,16 @@ def _validate(settings: Settings, crew: Crew, requests: list[Request], policy: P
 class _State:
     """What an evolution is made of: learner, memory, curve; all of it on disk after every round."""
 
-    def __init__(self, settings: Settings, parent: Path, out: Path, dataset: Path) -> None:
+    def __init__(self, settings: Settings, parent: Path, out: Path, dataset: Path, earlier: Path | None = None) -> None:
         self.settings, self.parent, self.out = settings, parent, out
         self.curve: list[dict[str, Any]] = []
         self.memory = new_memory(settings)
+        self.carried = 0
+        """The step of the newest bundle that came with the memory: bundles of this night are newer than it."""
+        if earlier is not None and (earlier / "memory.jsonl").exists():
+            self.memory.add(read_jsonl(earlier / "memory.jsonl", Bundle))
+            self.memory.evicted = 0
+            self.carried = max((b.step for b in self.memory.bundles), default=0)
         self.best: tuple[float, int] | None = None
         for partial in (out / "rounds").glob("*.new"):
             shutil.rmtree(partial)
@@ -109,6 +145,7 @@ class _State:
             self._resume(whole[-1])
 
     def _resume(self, folder: Path) -> None:
+        self.memory = new_memory(self.settings)
         self.memory.add(read_jsonl(folder / "memory.jsonl", Bundle))
         self.memory.evicted = int(self.curve[-1]["memory_evicted"])
         self.learner.resume(folder / "policy", folder / "trainer")
@@ -160,8 +197,8 @@ class _State:
                 if number != self.best[1]:
                     shutil.rmtree(folder / "policy", ignore_errors=True)
 
-    def conclude(self) -> dict[str, Any]:
-        """Put the best validated policy in out/policy and return the stage's metrics."""
+    def conclude(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Put the best validated policy in out/policy and return the stage's metrics, `about` among them."""
         assert self.best is not None
         score, step = self.best
         source = self.out / "rounds" / f"{step:03d}" / "policy" if step else self.parent
@@ -178,6 +215,7 @@ class _State:
             "slots": _slots(self.memory.bundles),
             "last": {k: v for k, v in last.items() if isinstance(v, (int, float))},
             "curve": self.curve,
+            **about,
         }
         pages = sorted((self.out / "rounds").glob("*/experience.md"))
         (self.out / "experience.md").write_text(

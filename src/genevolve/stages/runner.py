@@ -38,6 +38,7 @@ from genevolve.workspace import Workspace, folder_digest
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "build": ("world", "dataset", "render", "judge", "seeds"),
+    "root": ("policy",),
     "cold_start": (*COLD_START_SECTIONS, "seeds"),
     "evolve": (*CYCLE_SECTIONS, "seeds"),
     "bench": ("world", "policy", "sampling", "render", "judge", "bench", "seeds"),
@@ -92,13 +93,19 @@ def job(stage: str, cycle: str, workspace: Workspace, settings: Settings | None 
     settings = settings or ledger.settings(cycle)
     parent = ledger.entry(cycle).parent
     inputs: dict[str, Path | None] = {"dataset": workspace.dataset}
-    if stage == "cold_start":
+    if stage == "root":
+        inputs = {"champion": workspace.campaign(cycle)}
+        out = workspace.trained(cycle)
+    elif stage == "cold_start":
         inputs["base"] = base_folder(settings.policy.base)
         out = workspace.trained(cycle)
     elif stage == "evolve":
         if parent is None:
             raise StageError(f"{cycle} is a cold start: it has no parent to evolve from")
         inputs["parent"] = workspace.policy(parent)
+        after = ledger.entry(cycle).after
+        if after is not None and after not in ledger.cold_starts:  # a cold start leaves no memory and no records
+            inputs["earlier"] = workspace.trained(after)
         out = workspace.trained(cycle)
     elif stage == "bench":
         inputs["policy"] = workspace.policy(cycle)

@@ -4,45 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from genevolve.records import Request, Trajectory, write_jsonl
 from genevolve.settings import Settings
 from genevolve.stages.crew import Crew, training_sampling
+from genevolve.stages.curriculum import walk
 
 
 def step_seed(settings: Settings, step: int) -> int:
-    """Return the seed of a step's rollouts: every step and every run draws its own numbers."""
+    """Return the seed of a step's rollouts: every step and every run draws its own numbers. Step 0 is validation."""
     return settings.seeds.run_seed * 100_003 + step
+
+
+def training_seed(settings: Settings, step: int) -> int:
+    """Return the seed of a step's training rollouts: those of a night differ from every other night's of its run.
+
+    Validation and bench are drawn alike in all nights, so that their differences are paired.
+    """
+    return step_seed(settings, step) + (settings.cycle.night << 40)
 
 
 def step_requests(pool: Sequence[Request], settings: Settings, step: int) -> list[Request]:
     """Return the requests of step 1, 2, ...: the pool in an order of the run's own, again and again without repeats."""
-    n, per_step = len(pool), settings.cycle.requests_per_step
-    picked = []
-    for position in range((step - 1) * per_step, step * per_step):
-        order = list(range(n))
-        Random(f"{settings.seeds.run_seed}/{position // n}").shuffle(order)
-        picked.append(pool[order[position % n]])
-    return list({r.id: r for r in picked}.values())
+    per_step = settings.cycle.requests_per_step
+    return _once(walk(pool, per_step, settings.seeds.run_seed, (step - 1) * per_step))
+
+
+def of_step(chosen: Sequence[Request], settings: Settings, step: int) -> list[Request]:
+    """Return the requests of step 1, 2, ... out of those chosen for the whole cycle, each once in a step."""
+    per_step = settings.cycle.requests_per_step
+    return _once(chosen[(step - 1) * per_step : step * per_step])
+
+
+def _once(requests: Sequence[Request]) -> list[Request]:
+    return list({r.id: r for r in requests}.values())
 
 
 def sample(
     settings: Settings,
     crew: Crew,
-    pool: Sequence[Request],
+    requests: Sequence[Request],
     policy: Path,
     step: int,
     images: Path | None = None,
     guides: Mapping[str, str] | None = None,
 ) -> list[Trajectory]:
-    """Return the scored rollouts of a step; their pictures are kept in `images`, if that is given.
+    """Return the scored rollouts of a step's requests; their pictures are kept in `images`, if that is given.
 
     `guides` (request id -> text) are shown to the student: `sampling.guide_to_student` alone does that.
     """
-    requests = step_requests(pool, settings, step)
-    sampling, seed = training_sampling(settings), step_seed(settings, step)
+    sampling, seed = training_sampling(settings), training_seed(settings, step)
     return crew.play(policy, requests, settings.sampling.k, sampling, seed, images=images, guides=guides)
 
 
@@ -65,7 +77,9 @@ def run(settings: Settings, *, dataset: Path, policy: Path, out: Path, step: int
     """Sample one step into out/trajectories.jsonl."""
     from genevolve.dataset.public import load_requests
 
+    step = max(1, step)
     with Crew(settings, dataset) as crew:
-        trajectories = sample(settings, crew, load_requests(dataset, "evolve"), policy, max(1, step))
+        requests = step_requests(load_requests(dataset, "evolve"), settings, step)
+        trajectories = sample(settings, crew, requests, policy, step)
     write_jsonl(out / "trajectories.jsonl", trajectories)
     return sampling_metrics(trajectories)
