@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from genevolve.errors import StageError
 from genevolve.files import write_whole
 from genevolve.records import Request, Reward, Score, Trajectory
-from genevolve.stages.backends import check, check_dataset, embedded_engine
+from genevolve.stages.backends import check, check_dataset, embedded_engine, world
 
 if TYPE_CHECKING:
     from genevolve.policy.base import Sampling
