@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,8 +27,15 @@ SWITCHES = {
 """Fields that only the arms of an ablation, or an imported dataset, set. At their defaults they stand in no recipe and no
 fingerprint, so that a ledger written before there was such a switch still names the same runs."""
 
-ADDED = {"render": ("text_model", "steps", "true_cfg")}
+ADDED = {
+    "render": ("text_model", "steps", "true_cfg"),
+    "judge": ("rubric", "program_rubric", "max_tokens", "options"),
+    "experience": ("model", "prompt", "options", "embedder_model"),
+}
 """Fields that came after the first ledgers; they are left out at their defaults for the same reason."""
+
+FILES = {"judge": ("rubric", "program_rubric"), "experience": ("prompt",)}
+"""Fields that name a file of the user's: its content counts in a fingerprint."""
 
 
 class Section(BaseModel):
@@ -139,7 +147,15 @@ class Judge(Section):
     program: Literal["constraints", "vlm"]
     """R_text: the recipe's constraints found in the program, or a model's judgement."""
     model: str = ""
-    """The judge's model name, where it is a model."""
+    """The judge's model name, where it is a model: what GENEVOLVE_JUDGE_URL calls it."""
+    rubric: str = ""
+    """A Markdown file with the rubric of KScore; empty: ours (judge/rubrics/kscore.md)."""
+    program_rubric: str = ""
+    """A Markdown file with the rubric of program sufficiency; empty: ours (judge/rubrics/sufficiency.md)."""
+    max_tokens: int = Field(default=4096, ge=64, le=65536)
+    """Most tokens of a model's answer, its thinking included. [ours]"""
+    options: dict[str, Any] = {}
+    """Further fields of the request to a model (`seed`, `reasoning_effort`); null takes one out."""
     alpha: float = Field(ge=0, le=1)
     """R = (1 - alpha) R_img + alpha R_text. [P]: .5"""
 
@@ -155,11 +171,19 @@ class Experience(Section):
     """Bundles the memory keeps. [P]: 500"""
     gate: float | None = Field(ge=-1, le=1)
     """Smallest cosine for a retrieval; it belongs to the embedder. null: the embedder's own default
-    (MiniLM on demand keys: .75, ours). [P]: .84"""
+    (MiniLM on demand keys: .75, ours; Qwen3 on whole questions: .84, [P])."""
     summariser: Literal["contrast", "openai"]
-    """Who turns a pair into a bundle."""
+    """Who turns a pair into a bundle: a fixed table, or a model behind GENEVOLVE_SUMMARISER_URL."""
+    model: str = ""
+    """The summariser's model name, where it is a model."""
+    prompt: str = ""
+    """A Markdown file with the summariser's prompt; empty: ours (experience/prompts/summarise.md)."""
+    options: dict[str, Any] = {}
+    """Further fields of the request to the summariser; null takes one out."""
     embedder: Literal["minilm", "qwen3"]
     """Which sentence embedder keys the memory."""
+    embedder_model: str = "Qwen/Qwen3-Embedding-0.6B"
+    """`qwen3`: a folder, or a model of the local Hugging Face cache. [P]"""
     guides: Literal["nearest", "shuffled"] = "nearest"
     """Which bundle guides a request's teacher: the nearest above the gate [P], or, as a placebo, one that belongs to
     another request and says something else (an arm of the ablation)."""
@@ -267,7 +291,23 @@ class Settings(Section):
         idle = {f for f in (*SWITCHES.get(name, ()), *ADDED.get(name, ())) if getattr(section, f) == fields[f].default}
         return idle | (set(DERIVED) if name == "distill" else set())
 
+    def file_digests(self, *names: str) -> dict[str, str]:
+        """Return sha256 by field of the files that the named sections name; 'missing' for one that cannot be read."""
+        found = {}
+        for name in names:
+            for field in FILES.get(name, ()):
+                if path := getattr(getattr(self, name), field):
+                    found[f"{name}.{field}"] = _digest(path)
+        return found
+
     def fingerprint(self) -> str:
         """Return 16 hex digits of sha256 over all values."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return "missing"

@@ -8,6 +8,7 @@ downloads (`tools/fetch.py`): the user named this server.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 import time
@@ -99,7 +100,7 @@ class Client:
         call failed, ServiceError and BudgetError when the command cannot go on.
         """
         name = self.endpoint.name
-        arguments = {"url": self.endpoint.url, "path": path, "body": body}
+        arguments = {"url": self.endpoint.url, "path": path, "body": _light(body)}
         price = self.endpoint.cost(tokens_in, tokens_out)
         work = _Ask(path, json.dumps(body).encode(), arguments, read, family, tokens_in + tokens_out, price)
         if not family:
@@ -268,6 +269,19 @@ async def _exchange(
         raise _Lost("no connection", free=True) from None
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError):
         raise _Lost("connection") from None
+
+
+def _light(value: Any) -> Any:
+    """Return a body with the sha256 of each picture (a data URL) in its place: pictures are kept where they were made,
+    and not a second time with every question about them."""
+    if isinstance(value, str) and value.startswith("data:") and len(value) > 200:
+        kind, comma, data = value.partition(",")
+        return f"{kind}{comma}sha256:{hashlib.sha256(data.encode()).hexdigest()}"
+    if isinstance(value, Mapping):
+        return {k: _light(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_light(v) for v in value]
+    return value
 
 
 def _json(body: bytes) -> Any:
