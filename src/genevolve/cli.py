@@ -127,14 +127,23 @@ def bench(
     policy: Annotated[str, typer.Option(help="A registered version or alias, or a policy's folder.")] = "champion",
     out: Annotated[Path, typer.Option(help="Folder of the scores, pictures and trajectories.")] = Path("build/bench"),
     dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder.")] = Path("data"),
+    judge: Annotated[
+        str,
+        typer.Option(help="Score the stored pictures of the bench run in --out with this judge: pixels, second, vlm."),
+    ] = "",
     profile: Profile = None,
     seed: Seed = None,
     set_: Set = None,
 ) -> None:
-    """Score any policy on the bench."""
+    """Score any policy on the bench; with --judge, the pictures of a finished bench run once more, by another judge."""
     import json
 
     settings = _settings(profile, seed, set_)
+    if judge:
+        from genevolve.stages import rescore
+
+        typer.echo(json.dumps(rescore.run(settings, judge=judge, bench=out, dataset=dataset), indent=1))
+        return
     folder = _policy(policy)
     from genevolve.stages.runner import Job, run_job
 
