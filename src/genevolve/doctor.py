@@ -161,9 +161,8 @@ def _models(settings: Settings) -> Iterator[Finding]:
 
 
 def _chat_service(name: str, setting: str, model: str, blocks: str) -> Finding:
-    from genevolve.services.endpoint import Endpoint
+    from genevolve.services.endpoint import OPENAI_KEY, Endpoint
     from genevolve.services.ready import look
-    from genevolve.stages.backends import OPENAI_KEY
 
     what = f"{name} service"
     try:

@@ -34,8 +34,6 @@ WORLD = "world"
 """Where the dataset folder keeps the embedded world."""
 PICTURE = 320
 """Pixels a side of an embedded drawing as a model with eyes is shown it."""
-OPENAI_KEY = "OPENAI_API_KEY"
-"""The vendor's own variable, read where GENEVOLVE_JUDGE_KEY or GENEVOLVE_SUMMARISER_KEY is not set."""
 JUDGES = ("pixels", "second", "vlm")
 """The judges of pictures that `genevolve bench --judge` knows."""
 STORE_VARIABLE, STORE = "GENEVOLVE_WEB", ".cache/web"
@@ -277,6 +275,7 @@ def _program_pictures(dataset: Path, request: Request, program: Program) -> list
 def _chat(service: str, setting: str, model: str, settings: Settings) -> Chat:
     """Return a model of the service that GENEVOLVE_{SERVICE}_URL names; raise SettingsError where one is not named."""
     from genevolve.services.chat import Chat
+    from genevolve.services.endpoint import OPENAI_KEY
 
     if not model:
         raise SettingsError(f"{setting} is empty: name a model of the {service} service, --set {setting}=NAME.")
