@@ -59,9 +59,7 @@ def judge_again(
     requests = {r.id: r for r in load_requests(dataset, "bench") if r.id in answered}
     bench_rows(list(requests.values()), played)  # raises before the slow part when they do not fit together
     drawn = [t for t in played if t.image]
-    jobs = _Jobs(
-        [(requests[t.request_id], bench / str(t.image), _truth(dataset, requests[t.request_id])) for t in drawn]
-    )
+    jobs = _Jobs(bench, dataset, [(requests[t.request_id], str(t.image)) for t in drawn])
     keys = [_key(identity, jobs[i]) for i in range(len(jobs))] if keep is not None else [""] * len(jobs)
     found: dict[str, Judged] = {}
     with _kept(keep) as book:
@@ -86,10 +84,6 @@ def _reward(row: Judged | None) -> Reward:
     return Reward(diagnostics={"missing": row.reason})
 
 
-def _truth(dataset: Path, request: Request) -> Path | None:
-    return dataset / request.gt_image if request.gt_image else None
-
-
 def _key(identity: str, job: JudgeJob) -> str:
     digest = hashlib.sha256()
     for part in (identity.encode(), job.request.id.encode(), job.request.question.encode(), job.image, job.gt):
@@ -100,8 +94,8 @@ def _key(identity: str, job: JudgeJob) -> str:
 class _Jobs(Sequence[JudgeJob]):
     """Jobs whose pictures are read when their turn comes, so that a large bench is never in memory as a whole."""
 
-    def __init__(self, rows: Sequence[tuple[Request, Path, Path | None]]) -> None:
-        self._rows = rows
+    def __init__(self, bench: Path, dataset: Path, rows: Sequence[tuple[Request, str]]) -> None:
+        self._bench, self._dataset, self._rows = bench, dataset, rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -112,17 +106,19 @@ class _Jobs(Sequence[JudgeJob]):
     def __getitem__(self, index: slice) -> Sequence[JudgeJob]: ...
     def __getitem__(self, index: int | slice) -> JudgeJob | Sequence[JudgeJob]:
         if isinstance(index, slice):
-            return _Jobs(self._rows[index])
-        request, image, truth = self._rows[index]
-        return JudgeJob(request, _bytes(image), _bytes(truth))
+            return _Jobs(self._bench, self._dataset, self._rows[index])
+        request, image = self._rows[index]
+        return JudgeJob(request, _bytes(self._bench, image), _bytes(self._dataset, request.gt_image))
 
     def only(self, indices: Sequence[int]) -> _Jobs:
-        return _Jobs([self._rows[i] for i in indices])
+        return _Jobs(self._bench, self._dataset, [self._rows[i] for i in indices])
 
 
-def _bytes(path: Path | None) -> bytes:
-    """Return a picture's bytes, or none when it is lost: the judge says that it cannot be read, and it is missing."""
-    return path.read_bytes() if path is not None and path.is_file() else b""
+def _bytes(root: Path, name: str | None) -> bytes:
+    """Return a picture's bytes; none when it is lost or its path leads out of its folder: the judge cannot read it then,
+    and it is missing."""
+    path = (root / name).resolve() if name else root
+    return path.read_bytes() if path.is_relative_to(root.resolve()) and path.is_file() else b""
 
 
 class _Book:

@@ -30,7 +30,7 @@ PROMPT = Path(__file__).parent / "prompts" / "summarise.md"
 TRIES = 2
 TURN, OBSERVATION, ATTEMPT = 4000, 1500, 40_000
 """Most characters of an assistant's turn, of a tool's answer, and of a whole attempt that are shown."""
-LEAST_SLOTS, MOST_BULLETS, MOST_WORDS = 3, 4, 40
+LEAST_SLOTS, MOST_BULLETS, MOST_WORDS = 3, 8, 40
 """Slots that must have bullets; bullets a slot may have; words of focus, trigger and summary."""
 TOLD = 8
 """Most faults that are sent back."""
