@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from genevolve.errors import SettingsError
 from genevolve.services import loop
 from genevolve.services.cache import BudgetError, CallCache
-from genevolve.services.client import BadAnswer, CallError, Client, Paid
+from genevolve.services.client import BadAnswer, CallError, Client, Paid, _packed
 from genevolve.services.endpoint import Endpoint, ServiceError
 from genevolve.services.patience import Patience, retry_after
 from tests.tools.web import Reply, Server, endless, moved, reset, said, send, status
@@ -275,3 +277,22 @@ def test_a_picture_counts_by_its_content_and_is_not_kept_twice(play: Any) -> Non
     assert one in server.requests[0][3].decode(), "the service gets it whole"
     with client.cache._turn() as db:
         assert all(len(row[0]) < 500 for row in db.execute("SELECT arguments FROM answers"))
+
+
+@given(
+    st.lists(
+        st.text(max_size=20)
+        | st.sampled_from(['data:image/png;base64,"' + "a" * 300, "data:x,\n" + "b" * 300, "data:x,é" + "c" * 300])
+        | st.integers(0, 3).map(lambda n: "data:image/png;base64," + "abcd"[n] * 400),
+        max_size=6,
+    )
+)
+def test_a_body_is_the_json_it_would_be_whatever_stands_in_it(parts: list[str]) -> None:
+    body = {"model": "m", "messages": [{"content": [{"url": p} for p in parts]}], "temperature": 0.0, "seed": None}
+    light, content = _packed(body)
+    assert content == json.dumps(body).encode()
+    urls = [row["url"] for row in light["messages"][0]["content"]]
+    assert len(urls) == len(parts)
+    for url, part in zip(urls, parts, strict=True):
+        packed = part.startswith("data:image/png;base64,") and '"' not in part
+        assert (len(url) < 120) if packed else url == part

@@ -85,6 +85,9 @@ class CallCache:
                     self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
                 )
                 connection.execute("PRAGMA journal_mode = WAL")
+                # A killed process loses nothing; a power cut may take the last answers, and never the file. Waiting for
+                # the disk at each charge would make it the slowest part of a call.
+                connection.execute("PRAGMA synchronous = NORMAL")
                 connection.executescript(SCHEMA)
             except (OSError, sqlite3.Error) as e:
                 raise CacheError(
