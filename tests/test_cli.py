@@ -63,7 +63,7 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         (("import", "nowhere", "--out", "datasets/x"), "nowhere: there is no such folder"),
         (("import", "params.yaml", "--out", "datasets/x"), "say with --dataset which dataset's bench it answers"),
         (("export", "nowhere", "--out", "x"), "nowhere holds no requests.jsonl, so it is no dataset folder"),
-        (("rescore", "nowhere", "--dataset", "nowhere"), "nowhere/requests.jsonl: cannot be read"),
+        (("rescore", "nowhere", "--dataset", "nowhere"), "There is no bench run in nowhere"),
         (("bench", "--judge", "vlm", "--out", "none"), "There is no bench run in none"),
     ],
 )

@@ -187,16 +187,18 @@ def export(
 def rescore(
     run: Annotated[Path, typer.Argument(help="A bench folder, played here or imported.")],
     dataset: Annotated[Path, typer.Option(help="The dataset it answers.")] = Path("data"),
+    judge: Annotated[str, typer.Option(help="pixels, second or vlm (default: the profile's image judge).")] = "",
     profile: Profile = None,
     set_: Set = None,
 ) -> None:
-    """Judge the stored pictures of a bench run with a profile's image judge; nothing is played or drawn."""
+    """Judge the stored pictures of a bench run; nothing is played or drawn. The same as `bench --judge NAME --out RUN`."""
     import json
 
     settings = _settings(profile, None, set_)
-    from genevolve.stages.exchange import judge_again
+    from genevolve.stages import rescore as stage
 
-    typer.echo(json.dumps(judge_again(settings, run, dataset), indent=1))
+    found = stage.run(settings, judge=judge or settings.judge.image, bench=run, dataset=dataset)
+    typer.echo(json.dumps(found, indent=1))
 
 
 def _policy(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""`genevolve bench --judge NAME`: the stored pictures of a bench run by another judge; no play, no render, resumable."""
+"""`genevolve bench --judge NAME`, `genevolve rescore`: a bench run's stored pictures by another judge; no play, no render, resumable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 import genevolve
 from genevolve.bench.rescore import BLOCK, judge_again
 from genevolve.bench.score import DIMENSIONS, BenchRow, bench_rows, overall_values, summarise_scores
-from genevolve.errors import StageError
+from genevolve.dataset.public import load_requests
+from genevolve.errors import SettingsError, StageError
 from genevolve.files import write_whole
 from genevolve.judge.base import ImageJudge
 from genevolve.records import Trajectory, read_jsonl
@@ -24,6 +25,7 @@ from genevolve.workspace import folder_digest
 
 SERVED_BLOCK = 1024
 """Pictures at a time for a judge whose answers are cached one by one: no pause of a full service between blocks."""
+EMBEDDED = ("pixels", "second")
 COLUMNS = ("request_id", "rollout", "half", "eval_type", "category", "difficulty", "stored", "overall", *DIMENSIONS)
 
 
@@ -38,6 +40,7 @@ def run(settings: Settings, *, judge: str, bench: Path, dataset: Path, out: Path
     out = out or bench.with_name(f"{bench.name}.{judge}")
     if not (bench / "blocks").is_dir():
         raise StageError(f"There is no bench run in {bench}: run `genevolve bench --policy P --out {bench}` first.")
+    check_scenes(judge, dataset)
     scorer = make_image_judge(judge, settings, dataset)
     served = judge == "vlm"
     again = judge_again(
@@ -64,6 +67,15 @@ def run(settings: Settings, *, judge: str, bench: Path, dataset: Path, out: Path
     write_whole(out / "requests.csv", _table(stored, again))
     write_whole(out / "summary.json", json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return {"folder": str(out), **{k: summary[k] for k in ("judge", "model", "all", "missing_reasons")}}
+
+
+def check_scenes(judge: str, dataset: Path) -> None:
+    """Raise SettingsError for an embedded judge of requests that are not embedded ones."""
+    bare = next((r.id for r in load_requests(dataset, "bench") if r.scene is None), None)
+    if bare is not None and judge in EMBEDDED:
+        raise SettingsError(
+            f"Request {bare} of {dataset} has no scene, and the judge '{judge}' knows no other requests: take --judge vlm."
+        )
 
 
 def identity(name: str, judge: ImageJudge, settings: Settings) -> str:
