@@ -291,7 +291,7 @@ def test_a_body_is_the_json_it_would_be_whatever_stands_in_it(parts: list[str]) 
     body = {"model": "m", "messages": [{"content": [{"url": p} for p in parts]}], "temperature": 0.0, "seed": None}
     light, content = _packed(body)
     assert content == json.dumps(body).encode()
-    urls = [row["url"] for row in light["messages"][0]["content"]]
+    urls = [row["url"] for row in json.loads(light)["messages"][0]["content"]]
     assert len(urls) == len(parts)
     for url, part in zip(urls, parts, strict=True):
         packed = part.startswith("data:image/png;base64,") and '"' not in part

@@ -105,7 +105,7 @@ class Client:
         """
         name = self.endpoint.name
         light, content = _packed(body)
-        arguments = {"url": self.endpoint.url, "path": path, "body": light}
+        arguments = {"url": self.endpoint.url, "path": path, "body": json.loads(light) if family else None}
         price = self.endpoint.cost(tokens_in, tokens_out)
         work = _Ask(path, content, arguments, read, family, tokens_in + tokens_out, price)
         if not family:
@@ -276,8 +276,8 @@ async def _exchange(
         raise _Lost("connection") from None
 
 
-def _packed(body: Mapping[str, Any]) -> tuple[Any, bytes]:
-    """Return (the body with the sha256 of each picture, a data URL, in its place; the body as JSON).
+def _packed(body: Mapping[str, Any]) -> tuple[str, bytes]:
+    """Return (the body as JSON with the sha256 of each picture, a data URL, in its place; the body as JSON).
 
     The first is what the cache knows a question by: pictures are kept where they were made, and not a second time with
     every question about them. The JSON is put together around the pictures: base64 needs no escaping, and looking for
@@ -300,7 +300,7 @@ def _packed(body: Mapping[str, Any]) -> tuple[Any, bytes]:
     pieces = re.split(rf"{mark}:(\d+):", text)
     whole = [p if i % 2 == 0 else data[int(p)] for i, p in enumerate(pieces)]
     light = "".join(p if i % 2 == 0 else _digest(p) for i, p in enumerate(whole))
-    return json.loads(light), "".join(whole).encode()
+    return light, "".join(whole).encode()
 
 
 def _unescaped(text: str) -> bool:
