@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genevolve.dataset.wording import gold_prompt
-from genevolve.judge.base import ImageJudge, JudgeJob
+from genevolve.judge.base import ImageJudge, JudgeJob, ProgramJob
 from genevolve.judge.kscore import reach
 from genevolve.judge.pixels import PixelJudge
 from genevolve.judge.second import SecondJudge, references_of
@@ -224,7 +224,7 @@ def _gold_sufficiency(request: Request, world: World, judge: SufficiencyJudge) -
     files = tuple(world.entity(s.entity).file for s in request.scene.subjects)
     references = tuple(Reference(img_id=f"IMG_{i:03d}") for i in range(1, len(files) + 1))
     program = Program(gen_prompt=gold_prompt(request.scene), reference_images=references, files=files)
-    return judge.score(request, program, SKILLS)
+    return judge.score([ProgramJob(request, program, tuple(SKILLS))])[0]
 
 
 def random_requests(world: World, n: int, seed: int) -> list[Request]:

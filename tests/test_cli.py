@@ -66,7 +66,8 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         (("import", "nowhere", "--out", "datasets/x"), "nowhere: there is no such folder"),
         (("import", "params.yaml", "--out", "datasets/x"), "say with --dataset which dataset's bench it answers"),
         (("export", "nowhere", "--out", "x"), "nowhere holds no requests.jsonl, so it is no dataset folder"),
-        (("rescore", "nowhere", "--dataset", "nowhere"), "nowhere/requests.jsonl: cannot be read"),
+        (("rescore", "nowhere", "--dataset", "nowhere"), "There is no bench run in nowhere"),
+        (("bench", "--judge", "vlm", "--out", "none"), "There is no bench run in none"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_code_that_is_not_0(
@@ -122,6 +123,49 @@ def test_doctor_says_what_a_missing_thing_blocks(tmp_path: Path, project: Path) 
     assert lines["base policy"].startswith("MISSING")
     assert "genevolve pretrain-base" in lines["base policy"]
     assert "flows not in" in lines["project folder"]
+
+
+def test_doctor_looks_at_the_models_of_a_profile(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genevolve.doctor import Finding, examine
+    from tests.tools.web import Server, said, status
+
+    monkeypatch.chdir(tmp_path)
+    text = (project / "params.yaml").read_text()
+    Path("params.yaml").write_text(text)
+
+    def lines() -> dict[str, Finding]:
+        return {f.what: f for f in examine("paper")}
+
+    for name in ("GENEVOLVE_JUDGE_URL", "GENEVOLVE_SUMMARISER_URL", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    found = lines()
+    assert "GENEVOLVE_JUDGE_URL is not set" in found["judge service"].said
+    assert "reward" in found["judge service"].blocks
+    assert "GENEVOLVE_SUMMARISER_URL is not set" in found["summariser service"].said
+    assert "not in the Hugging Face cache" in found["embedder model"].line()
+    assert not any(f.what in found for f in examine("embedded") if "service" in f.what and "search" not in f.what)
+    server = Server({"/v1/models": [said({"data": [{"id": "eye"}, {"id": "pen"}]})]})
+    with server.running():
+        monkeypatch.setenv("GENEVOLVE_JUDGE_URL", f"{server.url}/v1")
+        monkeypatch.setenv("GENEVOLVE_SUMMARISER_URL", f"{server.url}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-do-not-print-me")
+        assert "judge.model is empty" in lines()["judge service"].said
+        models = text.replace("judge: {image: vlm, program: vlm", "judge: {image: vlm, program: vlm, model: eye")
+        Path("params.yaml").write_text(models.replace("summariser: openai,", "summariser: openai, model: brush,"))
+        found = lines()
+        assert found["judge service"].ok
+        assert "knows the model; model eye, with a key" in found["judge service"].said
+        assert not found["summariser service"].ok
+        assert "2 models do not include 'brush'" in found["summariser service"].said
+        assert server.requests[0][2]["authorization"] == "Bearer sk-do-not-print-me"
+        assert "sk-do" not in "".join(f.line() for f in found.values())
+        for reply, ok in ((status(401), False), (status(404), True), (status(200, b"<html>"), True)):
+            server.script["/v1/models"] = [reply]
+            assert lines()["judge service"].ok is ok
+    assert "does not answer" in lines()["judge service"].said
+    assert not Path(".cache").exists(), "looking changes nothing"
 
 
 def test_an_error_stands_on_a_line_of_its_own_below_an_open_bar(

@@ -135,3 +135,25 @@ def test_params_name_nothing_twice() -> None:
         if base[section].get(key) == value
     ]
     assert same == []
+
+
+def test_settings_of_models_stand_in_a_recipe_only_where_they_are_set(tmp_path: Path) -> None:
+    plain = load(path=PARAMS).section_values("judge", "experience")
+    assert set(plain["judge"]) == {"image", "program", "model", "alpha"}
+    assert set(plain["experience"]) == {
+        *("gap", "max_pairs", "capacity", "gate", "summariser", "embedder"),
+    }, "as in ledgers written before there were models"
+    rubric = tmp_path / "rubric.md"
+    rubric.write_text("one")
+    over = [f"judge.rubric={rubric}", "judge.options={seed: 1}", "experience.model=pen"]
+    loaded = load(overrides=over, path=PARAMS)
+    values = loaded.section_values("judge", "experience")
+    assert (values["judge"]["options"], values["experience"]["model"]) == ({"seed": 1}, "pen")
+    first = loaded.file_digests("judge", "experience")
+    rubric.write_text("two")
+    second = loaded.file_digests("judge", "experience")
+    assert set(first) == set(second) == {"judge.rubric"}
+    assert first != second, "another text under the same name is another judge"
+    rubric.unlink()
+    assert loaded.file_digests("judge") == {"judge.rubric": "missing"}
+    assert load(path=PARAMS).file_digests("judge", "experience") == {}

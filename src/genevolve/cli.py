@@ -137,14 +137,23 @@ def bench(
     ] = "champion",
     out: Annotated[Path, typer.Option(help="Folder of the scores, pictures and trajectories.")] = Path("build/bench"),
     dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder.")] = Path("data"),
+    judge: Annotated[
+        str,
+        typer.Option(help="Score the stored pictures of the bench run in --out with this judge: pixels, second, vlm."),
+    ] = "",
     profile: Profile = None,
     seed: Seed = None,
     set_: Set = None,
 ) -> None:
-    """Score any policy on the bench."""
+    """Score any policy on the bench; with --judge, the pictures of a finished bench run once more, by another judge."""
     import json
 
     settings = _settings(profile, seed, set_)
+    if judge:
+        from genevolve.stages import rescore
+
+        typer.echo(json.dumps(rescore.run(settings, judge=judge, bench=out, dataset=dataset), indent=1))
+        return
     folder = _policy(policy)
     from genevolve.stages.runner import Job, run_job
 
@@ -188,16 +197,18 @@ def export(
 def rescore(
     run: Annotated[Path, typer.Argument(help="A bench folder, played here or imported.")],
     dataset: Annotated[Path, typer.Option(help="The dataset it answers.")] = Path("data"),
+    judge: Annotated[str, typer.Option(help="pixels, second or vlm (default: the profile's image judge).")] = "",
     profile: Profile = None,
     set_: Set = None,
 ) -> None:
-    """Judge the stored pictures of a bench run with a profile's image judge; nothing is played or drawn."""
+    """Judge the stored pictures of a bench run; nothing is played or drawn. The same as `bench --judge NAME --out RUN`."""
     import json
 
     settings = _settings(profile, None, set_)
-    from genevolve.stages.exchange import judge_again
+    from genevolve.stages import rescore as stage
 
-    typer.echo(json.dumps(judge_again(settings, run, dataset), indent=1))
+    found = stage.run(settings, judge=judge or settings.judge.image, bench=run, dataset=dataset)
+    typer.echo(json.dumps(found, indent=1))
 
 
 def _policy(name: str) -> Path:

@@ -111,6 +111,7 @@ def _profile(profile: str | None) -> Iterator[Finding]:
         yield Finding("base policy", found, str(base), blocks)
     yield _search_service(settings)
     yield from _generator(settings)
+    yield from _models(settings)
 
 
 def _search_service(settings: Settings) -> Finding:
@@ -133,6 +134,59 @@ def _generator(settings: Settings) -> Iterator[Finding]:
 
     for finding in look(settings):
         yield Finding(*finding)
+
+
+def _models(settings: Settings) -> Iterator[Finding]:
+    """Say whether the models that judge, summarise and embed are there; a profile without any has no line."""
+    j, e = settings.judge, settings.experience
+    judged = [name for name, kind in (("image", j.image), ("program", j.program)) if kind == "vlm"]
+    if judged:
+        blocks = f"judge.{' and judge.'.join(judged)}, so every reward and score: docs/judge.md"
+        yield _chat_service("judge", "judge.model", j.model, blocks)
+    if e.summariser == "openai":
+        yield _chat_service("summariser", "experience.model", e.model, "bundles, so every guide: docs/judge.md")
+    if e.embedder == "qwen3":
+        found = _embedder_there(e.embedder_model)
+        said = f"{e.embedder_model}{'' if found else ' is no folder and not in the Hugging Face cache'}"
+        yield Finding(
+            "embedder model", found, said, "the experience memory: download it, or set experience.embedder_model"
+        )
+    for setting, file in (
+        ("judge.rubric", j.rubric),
+        ("judge.program_rubric", j.program_rubric),
+        ("experience.prompt", e.prompt),
+    ):
+        if file:
+            yield Finding(
+                setting, Path(file).is_file(), file, "whatever reads it: give a Markdown file, or leave it empty"
+            )
+
+
+def _chat_service(name: str, setting: str, model: str, blocks: str) -> Finding:
+    from genevolve.services.endpoint import OPENAI_KEY, Endpoint
+    from genevolve.services.ready import look
+
+    what = f"{name} service"
+    try:
+        endpoint = Endpoint.from_environment(name, key=OPENAI_KEY)
+    except SettingsError as e:
+        return Finding(what, False, str(e), blocks)
+    if not model:
+        return Finding(what, False, f"{endpoint.url}, but {setting} is empty", blocks)
+    ok, said = look(endpoint, model)
+    key = "with a key" if endpoint.key is not None else "without a key"
+    return Finding(what, ok, f"{endpoint.url} {said}; model {model}, {key}", blocks)
+
+
+def _embedder_there(model: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(model).is_dir():
+        return (Path(model) / "config.json").is_file()
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except ValueError:  # no name that a hub knows
+        return False
 
 
 def _assets() -> Iterator[Finding]:

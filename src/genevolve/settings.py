@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -40,19 +41,24 @@ RANKS_ONLY = (
 """Fields of the cold start that its trainer `ranks` alone knows."""
 
 LATER = {
+    "judge": ("rubric", "program_rubric", "max_tokens", "options"),
+    "experience": ("model", "prompt", "options", "embedder_model"),
     "render": ("text_model", "steps", "true_cfg"),
     "policy": ("device", "dtype", "attention", "system"),
     "sampling": ("show_images", "image_pixels"),
     "cold_start": ("trainer", *RANKS_ONLY),
     "distill": ("saved", "device", "processes", "accelerate"),
 }
-"""Fields that came after the first ledger, for other policies than the embedded base: left out in the same way."""
+"""Fields that came after the first ledger, for other back ends than the embedded ones: left out in the same way."""
 
 OF_NIGHTS = {"cycle": ("curriculum", "night")}
 """Fields of nights, treated as the switches are."""
 
 UNRECORDED = {"bench": ("split_margin", "split_rows"), "cycle": ("campaign",)}
 """Fields that no stage reads: what the gate and housekeeping go by. They stand in no recipe and no fingerprint at all."""
+
+FILES = {"judge": ("rubric", "program_rubric"), "experience": ("prompt",)}
+"""Fields that name a file of the user's: its content counts in a fingerprint."""
 
 
 class Section(BaseModel):
@@ -179,7 +185,15 @@ class Judge(Section):
     program: Literal["constraints", "vlm"]
     """R_text: the recipe's constraints found in the program, or a model's judgement."""
     model: str = ""
-    """The judge's model name, where it is a model."""
+    """The judge's model name, where it is a model: what GENEVOLVE_JUDGE_URL calls it."""
+    rubric: str = ""
+    """A Markdown file with the rubric of KScore; empty: ours (judge/rubrics/kscore.md)."""
+    program_rubric: str = ""
+    """A Markdown file with the rubric of program sufficiency; empty: ours (judge/rubrics/sufficiency.md)."""
+    max_tokens: int = Field(default=4096, ge=64, le=65536)
+    """Most tokens of a model's answer, its thinking included. [ours]"""
+    options: dict[str, Any] = {}
+    """Further fields of the request to a model (`seed`, `reasoning_effort`); null takes one out."""
     alpha: float = Field(ge=0, le=1)
     """R = (1 - alpha) R_img + alpha R_text. [P]: .5"""
 
@@ -195,11 +209,19 @@ class Experience(Section):
     """Bundles the memory keeps. [P]: 500"""
     gate: float | None = Field(ge=-1, le=1)
     """Smallest cosine for a retrieval; it belongs to the embedder. null: the embedder's own default
-    (MiniLM on demand keys: .75, ours). [P]: .84"""
+    (MiniLM on demand keys: .75, ours; Qwen3 on whole questions: .84, [P])."""
     summariser: Literal["contrast", "openai"]
-    """Who turns a pair into a bundle."""
+    """Who turns a pair into a bundle: a fixed table, or a model behind GENEVOLVE_SUMMARISER_URL."""
+    model: str = ""
+    """The summariser's model name, where it is a model."""
+    prompt: str = ""
+    """A Markdown file with the summariser's prompt; empty: ours (experience/prompts/summarise.md)."""
+    options: dict[str, Any] = {}
+    """Further fields of the request to the summariser; null takes one out."""
     embedder: Literal["minilm", "qwen3"]
     """Which sentence embedder keys the memory."""
+    embedder_model: str = "Qwen/Qwen3-Embedding-0.6B"
+    """`qwen3`: a folder, or a model of the local Hugging Face cache. [P]"""
     guides: Literal["nearest", "shuffled"] = "nearest"
     """Which bundle guides a request's teacher: the nearest above the gate [P], or, as a placebo, one that belongs to
     another request and says something else (an arm of the ablation)."""
@@ -358,7 +380,23 @@ class Settings(Section):
         idle = {f for f in new if getattr(section, f) == fields[f].default}
         return idle | set(UNRECORDED.get(name, ())) | (set(DERIVED) if name == "distill" else set())
 
+    def file_digests(self, *names: str) -> dict[str, str]:
+        """Return sha256 by field of the files that the named sections name; 'missing' for one that cannot be read."""
+        found = {}
+        for name in names:
+            for field in FILES.get(name, ()):
+                if path := getattr(getattr(self, name), field):
+                    found[f"{name}.{field}"] = _digest(path)
+        return found
+
     def fingerprint(self) -> str:
         """Return 16 hex digits of sha256 over all values."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return "missing"

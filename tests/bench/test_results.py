@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,12 @@ class Yes:
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
+        self.notes: list[dict[str, Any]] = []
         self.jobs: list[JudgeJob] = []
 
-    def score(self, jobs: list[JudgeJob]) -> list[Score | None]:
+    def score(self, jobs: Sequence[JudgeJob]) -> list[Score | None]:
         self.jobs += jobs
-        self.reasons = [""] * len(jobs)
+        self.reasons, self.notes = [""] * len(jobs), [{} for _ in jobs]
         return [make_score() if job.image and job.gt else None for job in jobs]
 
 

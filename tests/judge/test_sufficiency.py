@@ -1,5 +1,6 @@
 """R_text: references, ordinals, exact and loose wording, skills, bins and caps."""
 
+from genevolve.judge.base import ProgramJob
 from genevolve.judge.sufficiency import SufficiencyJudge, quarter
 from genevolve.records import Program, Reference, Request
 from genevolve.scene import Scene, Subject
@@ -26,7 +27,8 @@ def request(scene: Scene | None) -> Request:
 
 def score(prompt: str, *files: str, skills: tuple[str, ...] = SKILLS, scene: Scene = SCENE) -> float | None:
     references = tuple(Reference(img_id=f"IMG_{i:03d}") for i, _ in enumerate(files, 1))
-    return JUDGE.score(request(scene), Program(gen_prompt=prompt, reference_images=references, files=files), skills)
+    program = Program(gen_prompt=prompt, reference_images=references, files=files)
+    return JUDGE.score([ProgramJob(request(scene), program, skills)])[0]
 
 
 def test_the_gold_program_is_sufficient() -> None:
@@ -80,8 +82,11 @@ def test_requirements_bound_to_the_other_subject_do_not_count() -> None:
 
 
 def test_no_program_is_zero_and_no_scene_is_missing() -> None:
-    assert JUDGE.score(request(SCENE), None, ()) == 0.0
-    assert JUDGE.score(request(None), None, ()) is None
+    program = Program(gen_prompt=GOLD, reference_images=())
+    jobs = [ProgramJob(request(SCENE), None), ProgramJob(request(None), None), ProgramJob(request(None), program)]
+    assert JUDGE.score(jobs) == [0.0, None, None]
+    assert [bool(r) for r in JUDGE.reasons] == [False, True, True]
+    assert JUDGE.notes == [{}, {}, {}]
 
 
 def test_quarters() -> None:

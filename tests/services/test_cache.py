@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from genevolve.services.cache import CacheError, CallCache, call_key
+from genevolve.services.cache import BudgetError, CacheError, CallCache, call_key
 
 
 def test_an_answer_is_found_again_by_the_same_call_in_any_key_order(tmp_path: Path) -> None:
@@ -84,3 +84,29 @@ def test_a_broken_file_is_a_sentence(tmp_path: Path) -> None:
 def test_the_cache_is_in_wal_mode(tmp_path: Path) -> None:
     CallCache(tmp_path / "calls.sqlite").put("f", "b", {}, 1, seconds=0)
     assert sqlite3.connect(tmp_path / "calls.sqlite").execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_an_account_is_a_sum_that_follows_every_charge(tmp_path: Path) -> None:
+    cache = CallCache(tmp_path / "calls.sqlite")
+    first = cache.reserve("judge", "me", 2.0, 10)
+    cache.reserve("judge", "other", 9.0, 10)
+    second = cache.reserve("judge", "me", 3.0, 10)
+    cache.settle(first, seconds=1, cost=0.5)
+    cache.put("f", "judge", {"a": 1}, 1, seconds=1, cost=4.5, call=second)
+    third = cache.reserve("judge", "me", 5.0, 10)  # .5 + 4.5 + 5: just what is left
+    with pytest.raises(BudgetError, match=r"\$10.0000 are spent"):
+        cache.reserve("judge", "me", 0.01, 10)
+    cache.settle(third, seconds=0, cost=0)
+    assert cache.spent().cost == 14.0
+    reopened = CallCache(tmp_path / "calls.sqlite")
+    with pytest.raises(BudgetError, match=r"\$5.0000 are spent"):
+        reopened.reserve("judge", "me", 6, 10)
+
+
+def test_the_accounts_of_an_older_file_are_summed_up_once(tmp_path: Path) -> None:
+    path = tmp_path / "calls.sqlite"
+    CallCache(path).reserve("serper", "me", 4.0, 10)
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE accounts")
+    with pytest.raises(BudgetError, match=r"\$4.0000 are spent"):
+        CallCache(path).reserve("serper", "me", 7.0, 10)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from genevolve.services import loop
 from genevolve.services.cache import CallCache
-from genevolve.services.chat import Ask, Chat, found_object, system, user
+from genevolve.services.chat import Ask, Chat, found_object, found_objects, system, user
 from genevolve.services.client import CallError, Client
 from genevolve.services.endpoint import Endpoint
 from genevolve.services.patience import Patience
@@ -118,3 +118,43 @@ def test_any_text_gives_an_object_or_a_sentence(text: str) -> None:
     except ValueError as e:
         found = {"sentence": str(e)}
     assert isinstance(found, dict)
+
+
+def test_what_a_thought_drafted_does_not_count() -> None:
+    assert found_objects('<think>{"score": 0}</think>So: {"score": 1}') == [{"score": 1}]
+    assert found_object('{"score": 0}</think> nothing more') == {"score": 0}, "where nothing stands behind the thought"
+    quoted = '{"rationale": "it says </think> {x} to me", "score": 1}'
+    assert found_object(quoted)["score"] == 1, "a quotation ends no thought"
+
+
+def test_a_check_refuses_and_every_answer_is_heard(play: Any) -> None:
+    chat, server = play(answer(GOOD), answer('{"rationale": "again", "score": 0}'))
+    heard: list[str] = []
+
+    def check(verdict: Verdict, raw: str) -> None:
+        if verdict.score:
+            raise ValueError("too kind")
+
+    found, raw = loop.run(chat.object(Ask((user("Now."),)), Verdict, check=check, heard=heard))
+    assert (found.score, heard) == (0, [GOOD, raw])
+    assert "too kind" in json.loads(server.requests[1][3])["messages"][2]["content"]
+    heard.clear()
+    chat, _ = play(answer(GOOD))
+    with pytest.raises(CallError, match="too kind"):
+        loop.run(chat.object(Ask((user("Now."),)), Verdict, check=check, heard=heard, tries=2))
+    assert heard == [GOOD, GOOD]
+
+
+def test_an_answer_cut_at_its_most_tokens_is_not_paid_again(play: Any) -> None:
+    chat, server = play(answer("{", "length"))
+    with pytest.raises(CallError, match="cut at its most tokens"):
+        loop.run(chat.text(Ask((user("Now."),))))
+    assert len(server.requests) == 1
+
+
+def test_a_field_of_the_body_can_be_taken_out(play: Any) -> None:
+    chat, server = play(answer("yes"))
+    ask = Ask((user("Now."),), extra={"max_tokens": None, "max_completion_tokens": 50, "seed": 1})
+    loop.run(chat.text(ask))
+    body = json.loads(server.requests[0][3])
+    assert ("max_tokens" in body, body["max_completion_tokens"], body["seed"]) == (False, 50, 1)

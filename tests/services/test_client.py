@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from genevolve.errors import SettingsError
 from genevolve.services import loop
 from genevolve.services.cache import BudgetError, CallCache
-from genevolve.services.client import BadAnswer, CallError, Client, Paid
+from genevolve.services.client import BadAnswer, CallError, Client, Paid, _packed
 from genevolve.services.endpoint import Endpoint, ServiceError
 from genevolve.services.patience import Patience, retry_after
 from tests.tools.web import Reply, Server, endless, moved, reset, said, send, status
@@ -220,3 +222,77 @@ def test_retry_after_reads_numbers_and_dates() -> None:
     assert retry_after({"retry-after": "1.5"}, 0, 30) == 1.5
     assert retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:10 GMT"}, 4, 30) == 6
     assert retry_after({"retry-after": "-4"}, 0, 30) == retry_after({}, 0, 30) == 0
+
+
+def test_works_begin_when_there_is_room_and_come_back_in_order() -> None:
+    begun: list[int] = []
+    now = most = 0
+
+    async def work(n: int) -> int:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0)
+        now -= 1
+        return n
+
+    def works() -> Iterator[Any]:
+        for n in range(10):
+            begun.append(n)
+            assert now < 3, "drawn when there is room, not before"
+            yield work(n)
+
+    assert loop.spread(works(), 3) == list(range(10))
+    assert (most, begun) == (3, list(range(10)))
+    assert loop.spread([], 3) == []
+
+
+def test_after_an_error_nothing_begins_and_what_is_under_way_is_finished() -> None:
+    finished, begun = [], []
+
+    async def work(n: int, failed: asyncio.Event) -> None:
+        begun.append(n)
+        if n == 1:
+            await asyncio.sleep(0)  # until the third has begun
+            failed.set()
+            raise ServiceError("no")
+        await failed.wait()
+        await asyncio.sleep(0.01)
+        finished.append(n)
+
+    failed = asyncio.Event()
+    with pytest.raises(ServiceError):
+        loop.spread((work(n, failed) for n in range(10)), 3)
+    assert (sorted(begun), sorted(finished)) == ([0, 1, 2], [0, 2])
+    with pytest.raises(ZeroDivisionError):
+        loop.spread((1 / 0 for _ in range(2)), 2)  # type: ignore[misc]
+
+
+def test_a_picture_counts_by_its_content_and_is_not_kept_twice(play: Any) -> None:
+    client, server, _ = play(said({"n": 3}))
+    one, two = ("data:image/png;base64," + c * 1000 for c in "ab")
+    for url in (one, two, one):
+        client.post("/do", {"parts": [{"image_url": {"url": url}}]}, read, family="judge")
+    assert len(server.requests) == 2
+    assert one in server.requests[0][3].decode(), "the service gets it whole"
+    with client.cache._turn() as db:
+        assert all(len(row[0]) < 500 for row in db.execute("SELECT arguments FROM answers"))
+
+
+@given(
+    st.lists(
+        st.text(max_size=20)
+        | st.sampled_from(['data:image/png;base64,"' + "a" * 300, "data:x,\n" + "b" * 300, "data:x,é" + "c" * 300])
+        | st.integers(0, 3).map(lambda n: "data:image/png;base64," + "abcd"[n] * 400),
+        max_size=6,
+    )
+)
+def test_a_body_is_the_json_it_would_be_whatever_stands_in_it(parts: list[str]) -> None:
+    body = {"model": "m", "messages": [{"content": [{"url": p} for p in parts]}], "temperature": 0.0, "seed": None}
+    light, content = _packed(body)
+    assert content == json.dumps(body).encode()
+    urls = [row["url"] for row in json.loads(light)["messages"][0]["content"]]
+    assert len(urls) == len(parts)
+    for url, part in zip(urls, parts, strict=True):
+        packed = part.startswith("data:image/png;base64,") and '"' not in part
+        assert (len(url) < 120) if packed else url == part

@@ -12,9 +12,9 @@ from genevolve.dataset.release.importing import import_dataset
 from genevolve.errors import SettingsError
 from genevolve.profiles import load
 from genevolve.settings import Settings
-from genevolve.stages import backends, bench, build, cold_start
+from genevolve.stages import backends, bench, build, cold_start, rescore
 from genevolve.stages.crew import Crew
-from genevolve.stages.exchange import bring_in, hand_out, judge_again
+from genevolve.stages.exchange import bring_in, hand_out
 from genevolve.stages.runner import job
 from genevolve.workspace import Workspace
 from tests.dataset.release.parts import write_source
@@ -30,7 +30,7 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_embedded_back_ends_say_in_a_sentence_that_imported_data_is_not_theirs(
-    settings: Settings, public: Path, project: Path
+    settings: Settings, public: Path, project: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
         SettingsError, match=r"has no embedded world: set world.search, world.image_search, judge.program"
@@ -43,8 +43,9 @@ def test_embedded_back_ends_say_in_a_sentence_that_imported_data_is_not_theirs(
         backends.check_dataset(served, public, load_requests(public, "bench"))
     judged = load("tiny", overrides=[*NO_WORLD, "judge.program=vlm", "judge.image=vlm"], path=params)
     backends.check_dataset(judged, public, load_requests(public, "bench"))
-    with pytest.raises(SettingsError, match="has no embedded world"):
-        judge_again(settings, public, public)
+    (tmp_path / "blocks").mkdir()
+    with pytest.raises(SettingsError, match=r"Request bench-0 of .* has no scene, .* take --judge vlm"):
+        rescore.run(settings, judge="pixels", bench=tmp_path, dataset=public)
 
 
 def test_the_build_stage_takes_an_imported_dataset(
@@ -97,10 +98,10 @@ def test_a_bench_run_goes_out_comes_back_and_is_judged_the_same(
     lines = list(bring_in(tmp_path / "public" / "results.json", tmp_path / "back", dataset, None))
     assert "0 left out" in lines[0]
     assert json.loads((tmp_path / "back" / "scores.json").read_text()) == json.loads((run / "scores.json").read_text())
-    summary = judge_again(settings, tmp_path / "back", dataset)
-    assert summary["judged"] > 0
-    found = json.loads((tmp_path / "back" / "rescored-pixels.json").read_text())
-    assert found["scores"] == json.loads((run / "scores.json").read_text())["all"]
+    summary = rescore.run(settings, judge="pixels", bench=tmp_path / "back", dataset=dataset)
+    assert summary["all"]["judged"] > 0
+    found = json.loads((tmp_path / "back.pixels" / "scores.json").read_text())
+    assert found == json.loads((run / "scores.json").read_text())
     after = tmp_path / "after"
     after.mkdir()
     metrics = bench.run(

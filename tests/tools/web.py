@@ -33,9 +33,10 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            body = b""
 
             def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                body = self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 with outer._lock:
                     outer.requests.append(
                         (self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)

@@ -1,13 +1,38 @@
-"""Scores the stored pictures of a bench run with another judge; nothing is played or drawn again (ours)."""
+"""Scores the stored pictures of a bench run with another judge; nothing is played or drawn again (ours).
+
+With a file to keep them, judgements are appended to it block by block, and what stands there for the same picture, ground
+truth and judge is not judged again. A judgement that failed is kept with its reason, and tried again the next time.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, overload
 
-from genevolve.bench.score import BenchRow, bench_rows, overall_values
+from pydantic import Field
+
+from genevolve.bench.score import BenchError, BenchRow, bench_rows, overall_values
 from genevolve.dataset.public import load_requests
 from genevolve.judge.base import ImageJudge, JudgeJob
-from genevolve.records import Request, Reward, Trajectory, read_jsonl
+from genevolve.records import Record, Request, Reward, Score, Trajectory, dump, parse, read_jsonl
+
+BLOCK = 64
+"""Pictures judged between two looks at the disk: what a kill can lose of a judge without a cache of its own."""
+
+
+class Judged(Record):
+    """One picture, judged. `key` stands for picture, ground truth, request and judge."""
+
+    id: str
+    key: str
+    score: Score | None = None
+    reason: str = ""
+    note: dict[str, Any] = Field(default_factory=dict)
 
 
 def rescore(bench: Path, dataset: Path, judge: ImageJudge) -> dict[str, float | None]:
@@ -19,23 +44,121 @@ def rescore(bench: Path, dataset: Path, judge: ImageJudge) -> dict[str, float | 
     return overall_values(judge_again(bench, dataset, judge))
 
 
-def judge_again(bench: Path, dataset: Path, judge: ImageJudge) -> list[BenchRow]:
-    """Return a row per rollout of a bench folder (blocks/*.jsonl and the pictures they name), scored by this judge."""
+def judge_again(
+    bench: Path, dataset: Path, judge: ImageJudge, *, keep: Path | None = None, identity: str = "", block: int = BLOCK
+) -> list[BenchRow]:
+    """Return a row per rollout of a bench folder (blocks/*.jsonl and the pictures they name), scored by this judge.
+
+    `keep`: the file of judgements to go on with; `identity` then says which judge this is, wording included. Why a picture
+    is missing stands in its trajectory's `reward.diagnostics["missing"]`.
+    """
     played = [t for path in sorted((bench / "blocks").glob("*.jsonl")) for t in read_jsonl(path, Trajectory)]
+    if not played:
+        raise BenchError(f"There is no bench run in {bench}: blocks/*.jsonl are missing or empty.")
     answered = {t.request_id for t in played}
     requests = {r.id: r for r in load_requests(dataset, "bench") if r.id in answered}
     bench_rows(list(requests.values()), played)  # raises before the slow part when they do not fit together
     drawn = [t for t in played if t.image]
-    scores = judge.score([_job(requests[t.request_id], t, bench, dataset) for t in drawn])
-    by_id = {t.id: score for t, score in zip(drawn, scores, strict=True)}
-    judged = [t.model_copy(update={"reward": Reward(image=by_id.get(t.id))}) for t in played]
+    jobs = _Jobs(bench, dataset, [(requests[t.request_id], str(t.image)) for t in drawn])
+    keys = [_key(identity, jobs[i]) for i in range(len(jobs))] if keep is not None else [""] * len(jobs)
+    found: dict[str, Judged] = {}
+    with _kept(keep) as book:
+        for row in book.rows():
+            found[row.key] = row
+        wanted = [i for i, key in enumerate(keys) if key not in found or found[key].score is None]
+        by_id = {t.id: found[key] for t, key in zip(drawn, keys, strict=True) if key in found}
+        for start in range(0, len(wanted), block):
+            part = wanted[start : start + block]
+            scores = judge.score(jobs.only(part))
+            told = zip(part, scores, judge.reasons, judge.notes, strict=True)
+            rows = [Judged(id=drawn[i].id, key=keys[i], score=s, reason=r, note=n) for i, s, r, n in told]
+            book.add(rows)
+            by_id |= {row.id: row for row in rows}
+    judged = [t.model_copy(update={"reward": _reward(by_id.get(t.id))}) for t in played]
     return bench_rows(list(requests.values()), judged)
 
 
-def _job(request: Request, played: Trajectory, bench: Path, dataset: Path) -> JudgeJob:
-    return JudgeJob(request, _bytes(bench / str(played.image)), _bytes(dataset / str(request.gt_image)))
+def _reward(row: Judged | None) -> Reward:
+    if row is None or row.score is not None:
+        return Reward(image=row.score if row else None)
+    return Reward(diagnostics={"missing": row.reason})
 
 
-def _bytes(path: Path) -> bytes:
-    """Return a picture's bytes, or none when it is lost: the judge says that it cannot be read, and it is missing."""
-    return path.read_bytes() if path.is_file() else b""
+def _key(identity: str, job: JudgeJob) -> str:
+    digest = hashlib.sha256()
+    for part in (identity.encode(), job.request.id.encode(), job.request.question.encode(), job.image, job.gt):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:24]
+
+
+class _Jobs(Sequence[JudgeJob]):
+    """Jobs whose pictures are read when their turn comes, so that a large bench is never in memory as a whole."""
+
+    def __init__(self, bench: Path, dataset: Path, rows: Sequence[tuple[Request, str]]) -> None:
+        self._bench, self._dataset, self._rows = bench, dataset, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> JudgeJob: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[JudgeJob]: ...
+    def __getitem__(self, index: int | slice) -> JudgeJob | Sequence[JudgeJob]:
+        if isinstance(index, slice):
+            return _Jobs(self._bench, self._dataset, self._rows[index])
+        request, image = self._rows[index]
+        return JudgeJob(request, _bytes(self._bench, image), _bytes(self._dataset, request.gt_image))
+
+    def only(self, indices: Sequence[int]) -> _Jobs:
+        return _Jobs(self._bench, self._dataset, [self._rows[i] for i in indices])
+
+
+def _bytes(root: Path, name: str | None) -> bytes:
+    """Return a picture's bytes; none when it is lost or its path leads out of its folder: the judge cannot read it then,
+    and it is missing."""
+    path = (root / name).resolve() if name else root
+    return path.read_bytes() if path.is_relative_to(root.resolve()) and path.is_file() else b""
+
+
+class _Book:
+    """The file of judgements, held by one process; without a file it holds nothing."""
+
+    def __init__(self, fd: int | None, path: Path | None) -> None:
+        self._fd, self._path = fd, path
+
+    def rows(self) -> Iterator[Judged]:
+        """Yield what is there; a last line that a kill cut short is taken off."""
+        if self._fd is None or self._path is None:
+            return
+        data = self._path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.ftruncate(self._fd, whole)
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            yield parse(line, Judged, f"{self._path}, line {number}")
+
+    def add(self, rows: Sequence[Judged]) -> None:
+        if self._fd is None:
+            return
+        data = "".join(f"{dump(row)}\n" for row in rows).encode()
+        while data:
+            data = data[os.write(self._fd, data) :]
+        os.fsync(self._fd)
+
+
+@contextmanager
+def _kept(path: Path | None) -> Iterator[_Book]:
+    if path is None:
+        yield _Book(None, None)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BenchError(f"{path} is being written by another process; wait for it, or stop it.") from None
+        yield _Book(fd, path)
+    finally:
+        os.close(fd)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from genevolve.experience.bullets import FIELD_OF, STANDARD, bullet
 from genevolve.experience.contrast import Actions, Pair, actions
@@ -31,6 +32,28 @@ _FOCUS = {
 _KIND_ORDER = ("whole", "count", "position", "colour", "text", "light", "material", "pattern")
 _HAS_QUOTE = re.compile(r"[\"“”‘`]|(?<!\w)'|'(?!\w)")
 _HAS_ID = re.compile(r"IMG_\d|https?://|/\w+/", re.IGNORECASE)
+
+
+class Summariser(Protocol):
+    """Turns best-worst pairs into bundles."""
+
+    reasons: list[str]
+    """Of the last call, one per pair: why it has no bundle, or an empty string."""
+
+    def bundles(self, pairs: Sequence[Pair], step: int = 0) -> list[Bundle | None]:
+        """Return one bundle per pair, in order; None where there is none."""
+        ...
+
+
+class ContrastSummariser:
+    """The embedded Summariser: `summarise`, pair by pair."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def bundles(self, pairs: Sequence[Pair], step: int = 0) -> list[Bundle | None]:
+        self.reasons = ["" for _ in pairs]
+        return [summarise(pair, step) for pair in pairs]
 
 
 def summarise(pair: Pair, step: int = 0) -> Bundle:

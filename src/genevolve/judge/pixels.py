@@ -18,6 +18,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -40,10 +41,11 @@ class PixelJudge:
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
+        self.notes: list[dict[str, Any]] = []
 
     def score(self, jobs: Sequence[JudgeJob]) -> list[Score | None]:
         """Return one Score per job; None (and a sentence in `reasons`) where picture, truth or OCR failed."""
-        self.reasons = [""] * len(jobs)
+        self.reasons, self.notes = [""] * len(jobs), [{} for _ in jobs]
         return [self._one(job, i) for i, job in enumerate(jobs)]
 
     def _one(self, job: JudgeJob, index: int) -> Score | None:

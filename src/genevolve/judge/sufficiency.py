@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from genevolve.records import Program, Request
+from genevolve.judge.base import ProgramJob
+from genevolve.records import Program
 from genevolve.render.program import Layout, Slot, SubjectLayout, parse_prompt
 from genevolve.scene import NUMBERS, SKILL_OF, Scene
 
@@ -32,14 +34,23 @@ class SufficiencyJudge:
     def __init__(self, entity_of: Mapping[str, str]) -> None:
         """`entity_of`: image file (as in Program.files) -> entity id of what it shows; files of no entity are left out."""
         self.entity_of = entity_of
+        self.reasons: list[str] = []
+        self.notes: list[dict[str, Any]] = []
 
-    def score(self, request: Request, program: Program | None, activated_skills: Sequence[str]) -> float | None:
-        """Return R_text in {0, .25, .5, .75, 1}; 0 without a program; None when the request has no scene to check."""
-        if request.scene is None:
+    def score(self, jobs: Sequence[ProgramJob]) -> list[float | None]:
+        """Return R_text in {0, .25, .5, .75, 1} per job; 0 without a program; None when a request has no scene to check."""
+        found = [self._one(job) for job in jobs]
+        self.reasons = ["" if f is not None else "the program judge gave no score" for f in found]
+        self.notes = [{} for _ in jobs]
+        return found
+
+    def _one(self, job: ProgramJob) -> float | None:
+        if job.request.scene is None:
             return None
-        if program is None:
+        if job.program is None:
             return 0.0
-        return sufficiency(request.scene, program, [self.entity_of.get(f, "") for f in program.files], activated_skills)
+        entities = [self.entity_of.get(f, "") for f in job.program.files]
+        return sufficiency(job.request.scene, job.program, entities, job.skills)
 
 
 def sufficiency(scene: Scene, program: Program, entities: Sequence[str], activated_skills: Sequence[str]) -> float:

@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS calls (
     id INTEGER PRIMARY KEY, backend TEXT NOT NULL, seconds REAL NOT NULL, tokens INTEGER NOT NULL, cost REAL NOT NULL,
     cached INTEGER NOT NULL, account TEXT NOT NULL DEFAULT ''
 );
+CREATE TABLE IF NOT EXISTS accounts (account TEXT PRIMARY KEY, cost REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS turns (backend TEXT PRIMARY KEY, next REAL NOT NULL) WITHOUT ROWID;
 """
 WAIT_SECONDS = 30.0
@@ -84,6 +85,9 @@ class CallCache:
                     self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
                 )
                 connection.execute("PRAGMA journal_mode = WAL")
+                # A killed process loses nothing; a power cut may take the last answers, and never the file. Waiting for
+                # the disk at each charge would make it the slowest part of a call.
+                connection.execute("PRAGMA synchronous = NORMAL")
                 connection.executescript(SCHEMA)
             except (OSError, sqlite3.Error) as e:
                 raise CacheError(
@@ -161,7 +165,7 @@ class CallCache:
         Raises BudgetError, charging nothing, when all that was charged to the account would exceed `budget`.
         """
         with self._turn(write=True) as connection:
-            spent = connection.execute("SELECT total(cost) FROM calls WHERE account = ?", (account,)).fetchone()[0]
+            spent = _spent(connection, account)
             if spent + cost > budget + 1e-9:
                 raise BudgetError(
                     f"The budget of this command, ${budget:g} (world.budget_usd), is used up: ${spent:.4f} are spent "
@@ -208,6 +212,20 @@ class CallCache:
         self._connection = None
 
 
+def _spent(connection: sqlite3.Connection, account: str) -> float:
+    """Return what was charged to an account. It is kept as a sum: adding all calls up at each call would be quadratic."""
+    row = connection.execute("SELECT cost FROM accounts WHERE account = ?", (account,)).fetchone()
+    if row is None:
+        row = connection.execute("SELECT total(cost) FROM calls WHERE account = ?", (account,)).fetchone()
+        connection.execute("INSERT INTO accounts VALUES (?, ?)", (account, row[0]))
+    return float(row[0])
+
+
+def _charge(connection: sqlite3.Connection, account: str, cost: float) -> None:
+    if cost:
+        connection.execute("UPDATE accounts SET cost = cost + ? WHERE account = ?", (cost, account))
+
+
 def _note(
     connection: sqlite3.Connection,
     backend: str,
@@ -220,8 +238,12 @@ def _note(
 ) -> int:
     row = (backend, seconds, tokens, cost, int(cached), account)
     insert = "INSERT INTO calls (backend, seconds, tokens, cost, cached, account) VALUES (?, ?, ?, ?, ?, ?)"
+    _charge(connection, account, cost)
     return int(connection.execute(insert, row).lastrowid or 0)
 
 
 def _settle(connection: sqlite3.Connection, call: int, seconds: float, tokens: int, cost: float) -> None:
+    before = connection.execute("SELECT account, cost FROM calls WHERE id = ?", (call,)).fetchone()
+    if before is not None:
+        _charge(connection, before[0], cost - before[1])
     connection.execute("UPDATE calls SET seconds = ?, tokens = ?, cost = ? WHERE id = ?", (seconds, tokens, cost, call))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ class Ask:
     temperature: float = 0.0
     max_tokens: int = 4096
     extra: dict[str, Any] = field(default_factory=dict)
-    """Further fields of the body (`seed`, `response_format`, `reasoning_effort`)."""
+    """Further fields of the body (`seed`, `response_format`, `reasoning_effort`); None takes one out."""
 
 
 def user(text: str, images: Sequence[tuple[str, bytes]] = ()) -> dict[str, Any]:
@@ -59,6 +59,7 @@ class Chat:
         """Return the answer's text; the same question of a `family` is paid once. Raises as `Client.ask`."""
         body = {"model": self.model, "messages": list(ask.messages), "temperature": ask.temperature}
         body |= {"max_tokens": ask.max_tokens, **ask.extra}
+        body = {k: v for k, v in body.items() if v is not None}
         size = sum(_size(m) for m in ask.messages)
 
         def read(value: Any) -> Paid:
@@ -68,19 +69,34 @@ class Chat:
         how: dict[str, Any] = {"family": family, "tokens_in": size, "tokens_out": ask.max_tokens}
         return str(await self.client.ask("/chat/completions", body, read, **how))
 
-    async def object(self, ask: Ask, form: type[M], *, family: str = "", tries: int = 3) -> tuple[M, str]:
+    async def object(
+        self,
+        ask: Ask,
+        form: type[M],
+        *,
+        family: str = "",
+        tries: int = 3,
+        check: Callable[[M, str], None] | None = None,
+        heard: list[str] | None = None,
+    ) -> tuple[M, str]:
         """Return (the JSON object in the answer as a `form`, the raw answer).
 
-        An answer that is no such object, repaired where only its JSON is broken, is sent back with what was wrong, `tries`
-        questions in all. Raises CallError when none brought one, and as `Client.ask`.
+        An answer that is no such object, repaired where only its JSON is broken, or that `check` (of the object and the raw
+        answer) refuses with a ValueError, is sent back with what was wrong, `tries` questions in all. Every raw answer is
+        put into `heard`, also of a question that fails. Raises CallError when none can be used, and as `Client.ask`.
         """
         said: list[dict[str, Any]] = []
         wrong = ""
         for _ in range(tries):
             asked = Ask((*ask.messages, *said), ask.temperature, ask.max_tokens, ask.extra)
             raw = await self.text(asked, family=family)
+            if heard is not None:
+                heard.append(raw)
             try:
-                return form.model_validate(found_object(raw)), raw
+                found = form.model_validate(found_object(raw))
+                if check is not None:
+                    check(found, raw)
+                return found, raw
             except (ValueError, ValidationError) as e:
                 wrong = _what_is_wrong(e)
             said = [
@@ -90,6 +106,10 @@ class Chat:
         raise CallError(f"no usable JSON in {tries} answers ({wrong})")
 
 
+THOUGHT_ENDS = "</think>"
+"""What some served models write before it is not their answer."""
+
+
 def found_object(text: str) -> dict[str, Any]:
     """Return the JSON object in a text: alone, in a code fence or between other words; slips of the pen are repaired.
 
@@ -97,19 +117,10 @@ def found_object(text: str) -> dict[str, Any]:
     """
     from json_repair import repair_json
 
+    found = found_objects(text)
+    if found:
+        return found[-1]
     text = text[-RAW:]
-    decoder = json.JSONDecoder()
-    found: dict[str, Any] | None = None
-    at = text.find("{")
-    while at >= 0:
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            at = text.find("{", at + 1) if found is not None else -1
-            continue
-        found, at = (value if isinstance(value, dict) else found), text.find("{", end)
-    if found is not None:
-        return found
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
         raise ValueError("there is no whole JSON object")  # a cut one is not completed: its rest would be invented
@@ -117,6 +128,29 @@ def found_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         raise ValueError("there is no JSON object")
     return value
+
+
+def found_objects(text: str) -> list[dict[str, Any]]:
+    """Return the whole JSON objects that stand in a text one after the other; where a thought has ended with objects
+    behind it, only those."""
+    text = text[-RAW:]
+    behind = text.rpartition(THOUGHT_ENDS)[2]
+    return _objects(behind) or _objects(text)
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    decoder = json.JSONDecoder()
+    found: list[dict[str, Any]] = []
+    at = text.find("{")
+    while at >= 0:
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            at = text.find("{", at + 1) if found else -1
+            continue
+        found.append(value)
+        at = text.find("{", end)
+    return found
 
 
 def _what_is_wrong(error: Exception) -> str:
@@ -127,7 +161,7 @@ def _what_is_wrong(error: Exception) -> str:
 
 
 def _answer(value: Any) -> str:
-    """Return the text of a completion; raise BadAnswer for another form, an empty answer, or one cut by its length."""
+    """Return the text of a completion; raise BadAnswer for another form or an empty answer, CallError for one that is cut."""
     try:
         choice = value["choices"][0]
         content = choice["message"]["content"]
@@ -138,7 +172,7 @@ def _answer(value: Any) -> str:
     if not isinstance(content, str) or not content.strip():
         raise BadAnswer("empty answer")
     if choice.get("finish_reason") == "length":
-        raise BadAnswer("answer cut at max_tokens")
+        raise CallError("the answer was cut at its most tokens")  # asked again, it would be cut again, for money
     return content
 
 

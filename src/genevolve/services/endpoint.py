@@ -13,6 +13,9 @@ from pydantic import SecretStr
 
 from genevolve.errors import GenEvolveError, SettingsError
 
+OPENAI_KEY = "OPENAI_API_KEY"
+"""The vendor's own variable, read where a chat service's GENEVOLVE_NAME_KEY is not set."""
+
 
 class ServiceError(GenEvolveError):
     """A service will answer nothing more: a wrong key, no credit, an unknown model. It ends the command."""

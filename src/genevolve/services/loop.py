@@ -48,3 +48,32 @@ def gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         return [t.result() for t in tasks]
 
     return run(together())
+
+
+def spread(works: Iterable[Coroutine[Any, Any, T]], at_once: int) -> list[T]:
+    """Run coroutines, `at_once` at a time, and return their results in order.
+
+    The next work is drawn from `works` when there is room for it, so a generator holds in memory what is under way and no
+    more. After the first error nothing new begins, what is under way is finished (it is paid for), and the error is raised.
+    """
+    rows = enumerate(works)
+    found: dict[int, T] = {}
+    errors: list[Exception] = []
+
+    async def one_after_another() -> None:
+        while not errors:
+            try:
+                row = next(rows, None)
+                if row is None:
+                    return
+                found[row[0]] = await row[1]
+            except Exception as e:
+                errors.append(e)
+
+    async def together() -> list[T]:
+        await asyncio.gather(*(one_after_another() for _ in range(at_once)))
+        if errors:
+            raise errors[0]
+        return [found[i] for i in range(len(found))]
+
+    return run(together())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +15,14 @@ from genevolve.render.ready import check_renderer
 if TYPE_CHECKING:
     from genevolve.agent.session import Tools
     from genevolve.experience.embed import Embedder
+    from genevolve.experience.summarise import Summariser
     from genevolve.judge.base import ImageJudge, ProgramJudge
+    from genevolve.judge.vlm import Wording
     from genevolve.policy.base import Policy
     from genevolve.policy.pictures import Eyes
-    from genevolve.records import Request
+    from genevolve.records import Program, Request
     from genevolve.render.base import Renderer
+    from genevolve.services.chat import Chat
     from genevolve.services.client import Client
     from genevolve.services.endpoint import Endpoint
     from genevolve.services.patience import Patience
@@ -34,7 +37,9 @@ WORLD = "world"
 PROMPTS = ("system", "system_embedded")
 """The system prompts of agent/prompts."""
 PICTURE = 320
-"""Pixels a side of an embedded drawing as a policy with eyes is shown it."""
+"""Pixels a side of an embedded drawing as a model with eyes is shown it."""
+JUDGES = ("pixels", "second", "vlm")
+"""The judges of pictures that `genevolve bench --judge` knows."""
 STORE_VARIABLE, STORE = "GENEVOLVE_WEB", ".cache/web"
 """Where paid answers (calls.sqlite) and pictures from the web (images/) lie: beside the stages, for all of them."""
 RENDERS = "renders"
@@ -46,7 +51,7 @@ COMMAND_VARIABLE = "GENEVOLVE_COMMAND"
 def _missing(what: str, name: str) -> SettingsError:
     return SettingsError(
         f"The {what} '{name}' is not built yet: this version runs the embedded backends (--profile embedded or tiny), "
-        "'serper' for search and image search, and every generator."
+        "'serper' for search and image search, every generator, and models as judges, summariser and embedder."
     )
 
 
@@ -54,15 +59,12 @@ def check(settings: Settings) -> None:
     """Raise SettingsError, one sentence, for a backend that this version does not have, before any process starts."""
     wanted = {
         "policy": (settings.policy.backend, "local"),
-        "image judge": (settings.judge.image, "pixels"),
-        "program judge": (settings.judge.program, "constraints"),
-        "summariser": (settings.experience.summariser, "contrast"),
-        "embedder": (settings.experience.embedder, "minilm"),
     }
     for what, (name, built) in wanted.items():
         if name != built:
             raise _missing(what, name)
     check_renderer(settings)
+    check_models(settings)
     if uses_web(settings):
         from genevolve.tools.serper import Service
 
@@ -93,6 +95,15 @@ def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request]
         raise SettingsError(
             f"Request {bare} of {dataset} has no scene, and the embedded judges know no other requests: set {names} to a model."
         )
+
+
+def check_models(settings: Settings) -> None:
+    """Raise SettingsError for a judge, summariser or embedder whose model, service, key, rubric or prompt is missing."""
+    if "vlm" in (settings.judge.image, settings.judge.program):
+        make_image_judge("vlm", settings, Path())
+        _program_wording(settings)
+    if settings.experience.summariser == "openai":
+        make_summariser(settings)
 
 
 def uses_web(settings: Settings) -> bool:
@@ -218,11 +229,62 @@ def _paid_client(endpoint: Endpoint, settings: Settings, patience: Patience) -> 
 
 def make_judges(settings: Settings, dataset: Path) -> tuple[ImageJudge, ProgramJudge]:
     """Return the judge of pictures and the judge of programs."""
-    from genevolve.judge.pixels import PixelJudge
+    return make_image_judge(settings.judge.image, settings, dataset), _program_judge(settings, dataset)
+
+
+def make_image_judge(name: str, settings: Settings, dataset: Path) -> ImageJudge:
+    """Return a judge of pictures by its name, one of JUDGES; raise SettingsError for another."""
+    if name == "vlm":
+        from genevolve.judge.vlm import VlmImageJudge, Wording, rubric_text
+
+        j = settings.judge
+        chat = _chat("judge", "judge.model", j.model, settings)
+        return VlmImageJudge(chat, Wording(rubric_text(j.rubric, "kscore"), j.max_tokens, j.options))
+    if name == "second":
+        return make_second_judge(settings, dataset)
+    if name == "pixels":
+        from genevolve.judge.pixels import PixelJudge
+
+        return PixelJudge()
+    raise SettingsError(f"There is no judge '{name}'; there are {', '.join(JUDGES)}.")
+
+
+def _program_judge(settings: Settings, dataset: Path) -> ProgramJudge:
+    if settings.judge.program == "vlm":
+        from genevolve.judge.vlm import VlmProgramJudge
+
+        chat = _chat("judge", "judge.model", settings.judge.model, settings)
+        shown = partial(_program_pictures, dataset)
+        return VlmProgramJudge(chat, _program_wording(settings), shown)
     from genevolve.judge.sufficiency import SufficiencyJudge
 
-    entity_of = {file: e.id for file, e in world(dataset).entity_of_file.items()}
-    return PixelJudge(), SufficiencyJudge(entity_of)
+    return SufficiencyJudge({file: e.id for file, e in world(dataset).entity_of_file.items()})
+
+
+def _program_wording(settings: Settings) -> Wording:
+    from genevolve.judge.vlm import Wording, rubric_text
+
+    j = settings.judge
+    return Wording(rubric_text(j.program_rubric, "sufficiency"), j.max_tokens, j.options)
+
+
+def _program_pictures(dataset: Path, request: Request, program: Program) -> list[tuple[str, bytes]]:
+    """Return what a model that judges programs is shown: the ground truth, then the references."""
+    truth = (dataset / request.gt_image).read_bytes() if request.gt_image else b""
+    shown = [("Image 1, the ground truth:", truth)]
+    for number, (ordinal, file) in enumerate(zip(("first", "second"), program.files, strict=False), 2):
+        shown.append((f"Image {number}, the {ordinal} reference image:", picture_bytes(dataset, file)))
+    return shown
+
+
+def _chat(service: str, setting: str, model: str, settings: Settings) -> Chat:
+    """Return a model of the service that GENEVOLVE_{SERVICE}_URL names; raise SettingsError where one is not named."""
+    from genevolve.services.chat import Chat
+    from genevolve.services.endpoint import OPENAI_KEY
+
+    if not model:
+        raise SettingsError(f"{setting} is empty: name a model of the {service} service, --set {setting}=NAME.")
+    return Chat(client(service, settings.world.budget_usd, store(), key=OPENAI_KEY), model)
 
 
 def make_second_judge(settings: Settings, dataset: Path) -> ImageJudge:
@@ -234,9 +296,27 @@ def make_second_judge(settings: Settings, dataset: Path) -> ImageJudge:
 
 def make_embedder(settings: Settings) -> Embedder:
     """Return the embedder of the experience memory."""
+    if settings.experience.embedder == "qwen3":
+        from genevolve.experience.embed_qwen3 import Qwen3Embedder
+
+        return Qwen3Embedder(settings.experience.embedder_model)
     from genevolve.experience.embed import MiniLMEmbedder
 
     return MiniLMEmbedder()
+
+
+def make_summariser(settings: Settings) -> Summariser:
+    """Return what turns best-worst pairs into bundles."""
+    e = settings.experience
+    if e.summariser == "openai":
+        from genevolve.experience.summarise_llm import LlmSummariser, prompt_text
+
+        return LlmSummariser(
+            _chat("summariser", "experience.model", e.model, settings), prompt_text(e.prompt), e.options
+        )
+    from genevolve.experience.summarise import ContrastSummariser
+
+    return ContrastSummariser()
 
 
 def reference_bytes(dataset: Path, file: str) -> bytes:
@@ -250,7 +330,7 @@ def reference_bytes(dataset: Path, file: str) -> bytes:
 
 
 def picture_bytes(dataset: Path, file: str) -> bytes:
-    """Return a reference picture as a policy with eyes is shown it, PNG or JPEG: the web's as it is kept, a drawing of the
+    """Return a reference picture as a model with eyes is shown it, PNG or JPEG: the web's as it is kept, a drawing of the
     embedded world at PICTURE pixels a side, on white."""
     from genevolve.tools.serper import WEB
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from genevolve.errors import StageError
 from genevolve.files import write_whole
+from genevolve.judge.base import ProgramJob
 from genevolve.records import Request, Reward, Score, Trajectory
 from genevolve.stages.backends import check, check_dataset, embedded_engine, world
 
@@ -180,7 +181,7 @@ class Player:
         self.image_judge, self.program_judge = make_judges(settings, dataset)
         self.system = system_text(settings)
         self._policy: tuple[Path, Any] | None = None
-        self._seen: dict[str, tuple[bytes, Score | None, str]] = {}
+        self._seen: dict[str, _Drawn] = {}
         self._truths: dict[str, bytes] = {}
 
     def play(self, play: Play) -> list[Trajectory]:
@@ -217,8 +218,13 @@ class Player:
     def score(self, played: Sequence[Trajectory], requests: Sequence[Request], images: Path | None) -> list[Trajectory]:
         """Draw and judge trajectories; equal programs of one request are drawn and judged once."""
         by_id = {r.id: r for r in requests}
-        self._draw([(by_id[t.request_id], t) for t in played if t.program is not None])
-        return [self._scored(by_id[t.request_id], t, images) for t in played]
+        programs = [ProgramJob(by_id[t.request_id], t.program, _skills(t)) for t in played]
+        with ThreadPoolExecutor(1) as beside:  # a served judge reads the programs while the generator draws them
+            read = beside.submit(self.program_judge.score, programs)
+            self._draw([(by_id[t.request_id], t) for t in played if t.program is not None])
+            sufficiencies = read.result()
+        told = zip(sufficiencies, self.program_judge.reasons, self.program_judge.notes, strict=True)
+        return [self._scored(by_id[t.request_id], t, _Read(*row), images) for t, row in zip(played, told, strict=True)]
 
     def _draw(self, pairs: Sequence[tuple[Request, Trajectory]]) -> None:
         from genevolve.judge.base import JudgeJob
@@ -235,9 +241,11 @@ class Player:
         pictures = self.renderer.render(jobs)
         drawn = [(k, r, png) for (k, (r, _)), png in zip(new.items(), pictures, strict=True)]
         judged = [JudgeJob(r, png, self._truth(r)) for _, r, png in drawn if png is not None]
-        scores = iter(zip(self.image_judge.score(judged), self.image_judge.reasons, strict=True))
+        judge = self.image_judge
+        scores = iter(zip(judge.score(judged), judge.reasons, judge.notes, strict=True))
         for key, _, png in drawn:
-            self._seen[key] = (b"", None, "the generator drew nothing") if png is None else (png, *next(scores))
+            nothing = _Drawn(b"", None, "the generator drew nothing", {})
+            self._seen[key] = nothing if png is None else _Drawn(png, *next(scores))
 
     def _references(self, trajectory: Trajectory) -> tuple[bytes, ...]:
         from genevolve.stages.backends import reference_bytes
@@ -262,28 +270,50 @@ class Player:
             raise StageError(f"Request {request.id} has no ground-truth picture, so it cannot be judged.")
         return drawn
 
-    def _scored(self, request: Request, t: Trajectory, images: Path | None) -> Trajectory:
-        skills = [c.arguments["skill_name"] for c in t.tool_calls if c.name == "query_knowledge" and c.ok]
-        sufficiency = self.program_judge.score(request, t.program, skills)
+    def _scored(self, request: Request, t: Trajectory, read: _Read, images: Path | None) -> Trajectory:
         if t.program is None:
-            return t.model_copy(update={"reward": Reward(sufficiency=sufficiency, total=0.0)})
-        png, score, reason = self._seen[_key(request, t)]
-        alpha = self.settings.judge.alpha
-        missing = score is None or sufficiency is None
+            return t.model_copy(update={"reward": Reward(sufficiency=read.score, total=0.0)})
+        drawn = self._seen[_key(request, t)]
+        alpha, score, sufficiency = self.settings.judge.alpha, drawn.score, read.score
         total = None if score is None or sufficiency is None else (1 - alpha) * score.overall + alpha * sufficiency
+        diagnostics: dict[str, Any] = {} if total is not None else {"missing": drawn.reason or read.reason}
+        diagnostics |= {name: note for name, note in (("image", drawn.note), ("program", read.note)) if note}
         reward = Reward(
             image=score,
             sufficiency=sufficiency,
             total=None if total is None else round(total, 6),
-            diagnostics={"missing": reason or "the program judge gave no score"} if missing else {},
+            diagnostics=diagnostics,
         )
         name = None
-        if images is not None and png:
-            name = f"images/{hashlib.sha256(png).hexdigest()[:20]}.png"
+        if images is not None and drawn.png:
+            name = f"images/{hashlib.sha256(drawn.png).hexdigest()[:20]}.png"
             path = images / name
             if not path.exists():
-                write_whole(path, png)
+                write_whole(path, drawn.png)
         return t.model_copy(update={"reward": reward, "image": name})
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A program's picture and what the image judge made of it."""
+
+    png: bytes
+    score: Score | None
+    reason: str
+    note: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What the program judge made of a program."""
+
+    score: float | None
+    reason: str
+    note: dict[str, Any]
+
+
+def _skills(t: Trajectory) -> tuple[str, ...]:
+    return tuple(c.arguments["skill_name"] for c in t.tool_calls if c.name == "query_knowledge" and c.ok)
 
 
 def _key(request: Request, t: Trajectory) -> str:

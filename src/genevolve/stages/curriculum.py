@@ -76,7 +76,7 @@ def records_of(folder: Path, alpha: float) -> tuple[list[Played], list[Request]]
     return history, fresh
 
 
-def traits(request: Request) -> frozenset[str]:
+def traits(request: Request) -> frozenset[str | None]:
     """Return what a request asks of a policy: its track and its skills; its category where no scene tells the skills."""
     if request.scene is None:
         return frozenset({request.eval_type, request.category})

@@ -1,18 +1,16 @@
-"""`genevolve import`, `export` and `rescore`: the public release's files in and out, and stored pictures judged again."""
+"""`genevolve import` and `export`: the public release's files in and out."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from genevolve.errors import SettingsError
-from genevolve.stages.backends import check, check_dataset, make_judges, reference_bytes, store
+from genevolve.stages.backends import reference_bytes, store
 
 if TYPE_CHECKING:
     from genevolve.dataset.release.pictures import Picture
-    from genevolve.settings import Settings
 
 
 def bring_in(source: Path, out: Path, dataset: Path | None, validation: int | None) -> Iterator[str]:
@@ -58,20 +56,3 @@ def hand_out(source: Path, out: Path, dataset: Path) -> Iterator[str]:
 
         written = export_dataset(source, out)
     yield from (f"{out / name}: {n}" if "." in name else f"{name}: {n}" for name, n in written.items())
-
-
-def judge_again(settings: Settings, run: Path, dataset: Path) -> dict[str, Any]:
-    """Judge a bench folder's pictures; write RUN/rescored-JUDGE.json (summary, scores by request), return the summary."""
-    from genevolve.bench.rescore import judge_again as rows_of
-    from genevolve.bench.score import overall_values, summarise_scores
-    from genevolve.dataset.public import load_requests
-    from genevolve.files import write_whole
-
-    check(settings)
-    check_dataset(settings, dataset, load_requests(dataset, "bench"))
-    rows = rows_of(run, dataset, make_judges(settings, dataset)[0])
-    summary = summarise_scores(rows)
-    found = {"judge": settings.judge.image, "summary": summary, "scores": overall_values(rows)}
-    text = json.dumps(found, indent=1, sort_keys=True) + "\n"
-    write_whole(run / f"rescored-{settings.judge.image}.json", text)
-    return dict(summary["all"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,17 @@ from genevolve.experience.contrast import Contrast, by_request, contrast
 from genevolve.experience.guide import render_guide
 from genevolve.experience.memory import ExperienceMemory, Retrieved
 from genevolve.experience.report import experience_page, experience_report
-from genevolve.experience.summarise import summarise
 from genevolve.records import Bundle, Request, Trajectory, read_jsonl, write_jsonl
 from genevolve.settings import Settings
-from genevolve.stages.backends import make_embedder
+from genevolve.stages.backends import make_embedder, make_summariser
 
 MINILM_KEY = "demands"
 """What of a question is embedded, see `experience.memory.KEYS`."""
 MINILM_GATE = 0.75
 """Cosine gate for all-MiniLM-L6-v2 on `demands` keys. Ours, by eye from the study in docs/benchmarks.md; not calibrated on reward."""
+QWEN3_KEY, QWEN3_GATE = "question", 0.84
+"""The paper's: the whole question, Qwen3-Embedding-0.6B."""
+KEYS_AND_GATES = {"minilm": (MINILM_KEY, MINILM_GATE), "qwen3": (QWEN3_KEY, QWEN3_GATE)}
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,8 @@ class Extracted:
 def new_memory(settings: Settings) -> ExperienceMemory:
     """Return an empty memory with the profile's embedder, gate and capacity."""
     e = settings.experience
-    return ExperienceMemory(
-        make_embedder(settings), MINILM_GATE if e.gate is None else e.gate, e.capacity, key=MINILM_KEY
-    )
+    key, gate = KEYS_AND_GATES[e.embedder]
+    return ExperienceMemory(make_embedder(settings), gate if e.gate is None else e.gate, e.capacity, key=key)
 
 
 def extract(
@@ -57,7 +59,9 @@ def extract(
     rates of `metrics` say what the memory gave; what was taught is the trainer's `sdl/hit_rate`.
     """
     found = contrast(by_request(trajectories), settings.experience.gap, settings.experience.max_pairs)
-    bundles = [summarise(pair, step) for pair in found.pairs]
+    summariser = make_summariser(settings)
+    written = summariser.bundles(found.pairs, step)
+    bundles = [b for b in written if b is not None]
     memory.add(bundles)
     questions = list({t.request_id: t.question for t in trajectories}.items())
     retrieved = memory.retrieve(questions)
@@ -68,7 +72,11 @@ def extract(
     guides = {request: guide for request, guide in guides.items() if request not in (shown or {})}
     report = experience_report(found, bundles, memory, retrieved)
     metrics: dict[str, Any] = {**report.metrics, "outcomes": report.outcomes}
-    return Extracted(found, bundles, guides, metrics, experience_page(report, f"Visual experience of step {step}"))
+    page = experience_page(report, f"Visual experience of step {step}")
+    if settings.experience.summariser != "contrast":
+        metrics["pairs_without_bundle"] = float(len(written) - len(bundles))
+        page += "".join(f"\n{html.escape(reason)}\n" for reason in summariser.reasons if reason)
+    return Extracted(found, bundles, guides, metrics, page)
 
 
 def student_guides(settings: Settings, memory: ExperienceMemory, requests: Sequence[Request]) -> dict[str, str]:

@@ -78,6 +78,8 @@ class Job:
             "inputs": {k: folder_digest(p) if p is not None and p.is_dir() else str(p) for k, p in self.inputs.items()},
             "code": folder_digest(Path(genevolve.__file__).parent, without=ABOVE),
         }
+        if files := self.settings.file_digests(*SECTIONS[self.stage]):
+            parts["files"] = files
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

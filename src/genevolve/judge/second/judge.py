@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -65,11 +65,12 @@ class SecondJudge:
     def __init__(self, references: Callable[[str], Sequence[str]]) -> None:
         """`references`: entity id -> SVG texts of its picture and of its look-alikes, its own first (`references_of`)."""
         self.reasons: list[str] = []
+        self.notes: list[dict[str, Any]] = []
         self._references = lru_cache(maxsize=4096)(references)
 
     def score(self, jobs: Sequence[JudgeJob]) -> list[Score | None]:
         """Return one Score per job; None, and a sentence in `reasons`, where the picture or the request cannot be read."""
-        self.reasons = [""] * len(jobs)
+        self.reasons, self.notes = [""] * len(jobs), [{} for _ in jobs]
         out: list[Score | None] = []
         for i, job in enumerate(jobs):
             try:
