@@ -76,11 +76,11 @@ def records_of(folder: Path, alpha: float) -> tuple[list[Played], list[Request]]
     return history, fresh
 
 
-def traits(request: Request) -> frozenset[str | None]:
+def traits(request: Request) -> frozenset[str]:
     """Return what a request asks of a policy: its track and its skills; its category where no scene tells the skills."""
     if request.scene is None:
-        return frozenset({request.eval_type, request.category})
-    return frozenset({request.eval_type, *(SKILL_OF[kind] for kind, _, _ in request.scene.requirements())})
+        return frozenset(t for t in (request.eval_type, request.category) if t)
+    return frozenset([request.eval_type or "", *(SKILL_OF[kind] for kind, _, _ in request.scene.requirements())]) - {""}
 
 
 def needs(history: Sequence[Played], pool: Sequence[Request]) -> dict[str, float]:
