@@ -296,3 +296,17 @@ def test_a_body_is_the_json_it_would_be_whatever_stands_in_it(parts: list[str | 
 def test_a_body_that_is_no_json_is_the_programmers_error() -> None:
     with pytest.raises(TypeError, match="bytes is not JSON"):
         _packed({"a": b"x"})
+
+
+def test_a_service_that_refuses_the_first_calls_ends_the_command_and_one_that_has_answered_does_not(play: Any) -> None:
+    client, server, _ = play(status(400, b'{"error": {"message": "max_tokens is not supported"}}'))
+    for a in range(7):
+        with pytest.raises(CallError):
+            client.post("/do", {"a": a}, read)
+    with pytest.raises(ServiceError, match=r"first 8 calls \(HTTP 400\)\. It says: max_tokens is not supported"):
+        client.post("/do", {"a": 7}, read)
+    server.script["/v1/do"] = [said({"n": 3}), status(400)]
+    client.post("/do", {"a": 8}, read)
+    for a in range(9, 20):
+        with pytest.raises(CallError):
+            client.post("/do", {"a": a}, read)

@@ -29,6 +29,8 @@ from genevolve.services.patience import AGAIN, Patience, retry_after
 
 T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
+FIRST = 8
+"""So many calls refused as they are, and none answered, end the command: all others would be refused, too."""
 SAID = 300
 """Most characters of a service's own error text that an error of ours repeats."""
 
@@ -94,6 +96,7 @@ class Client:
         self._room: asyncio.Semaphore | None = None
         self._owner: object = None
         self._flights: dict[str, asyncio.Future[Any]] = {}
+        self._proved, self._refused = False, 0
 
     def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], Paid], **how: Any) -> Any:
         """As `ask`, from code that is no coroutine."""
@@ -172,6 +175,7 @@ class Client:
             )
             if status == 200:
                 paid = ask.read(_json(answer))
+                self._proved = True
                 await self._disk_call(self._keep, ask, paid, call, time.monotonic() - start)
                 return paid.value
             cost = 0.0
@@ -210,6 +214,9 @@ class Client:
             return ServiceError(
                 f"The {name} service does not know this (HTTP {status}): check {which} and the model.{said}"
             )
+        self._refused += 1
+        if self._refused >= FIRST and not self._proved:  # what it refuses is how it is asked, not what
+            return ServiceError(f"The {name} service refused each of the first {FIRST} calls (HTTP {status}).{said}")
         return CallError(f"the {name} service refused the call (HTTP {status}){said}")
 
     async def _queue(self, tokens: int) -> float:
