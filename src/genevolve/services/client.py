@@ -8,6 +8,7 @@ downloads (`tools/fetch.py`): the user named this server.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import random
@@ -28,8 +29,8 @@ from genevolve.services.patience import AGAIN, Patience, retry_after
 
 T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
-_UNESCAPED = bytes(c for c in range(0x20, 0x7F) if c not in b'"\\')
-"""What JSON writes as it is."""
+FIRST = 8
+"""So many calls refused as they are, and none answered, end the command: all others would be refused, too."""
 SAID = 300
 """Most characters of a service's own error text that an error of ours repeats."""
 
@@ -57,6 +58,20 @@ class Paid:
     """dollars; None: what was reserved"""
 
 
+@dataclass(frozen=True)
+class DataUrl:
+    """A picture inside a body, written as a data URL only when the call is sent: in memory it is held once."""
+
+    data: bytes
+    media_type: str
+
+    def encoded(self) -> bytes:
+        return b"".join((b"data:", self.media_type.encode(), b";base64,", base64.b64encode(self.data)))
+
+    def digest(self) -> str:
+        return f"data:{self.media_type};sha256,{hashlib.sha256(self.data).hexdigest()}"
+
+
 class Client:
     """One service for all threads and coroutines of a process."""
 
@@ -81,6 +96,7 @@ class Client:
         self._room: asyncio.Semaphore | None = None
         self._owner: object = None
         self._flights: dict[str, asyncio.Future[Any]] = {}
+        self._proved, self._refused = False, 0
 
     def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], Paid], **how: Any) -> Any:
         """As `ask`, from code that is no coroutine."""
@@ -96,7 +112,7 @@ class Client:
         tokens_in: int = 0,
         tokens_out: int = 0,
     ) -> Any:
-        """POST `body` as JSON to the base URL + `path`; return the value that `read` makes of the JSON answer.
+        """POST `body` as JSON (a DataUrl stands for a string) to the base URL + `path`; return what `read` makes of the answer.
 
         `read` raises BadAnswer for an answer it cannot use. `family` names the kind of call: a call of a family is paid
         once, its value kept for ever under service, path and body; without one nothing is kept. The two numbers are the
@@ -159,6 +175,7 @@ class Client:
             )
             if status == 200:
                 paid = ask.read(_json(answer))
+                self._proved = True
                 await self._disk_call(self._keep, ask, paid, call, time.monotonic() - start)
                 return paid.value
             cost = 0.0
@@ -197,6 +214,9 @@ class Client:
             return ServiceError(
                 f"The {name} service does not know this (HTTP {status}): check {which} and the model.{said}"
             )
+        self._refused += 1
+        if self._refused >= FIRST and not self._proved:  # what it refuses is how it is asked, not what
+            return ServiceError(f"The {name} service refused each of the first {FIRST} calls (HTTP {status}).{said}")
         return CallError(f"the {name} service refused the call (HTTP {status}){said}")
 
     async def _queue(self, tokens: int) -> float:
@@ -277,39 +297,25 @@ async def _exchange(
 
 
 def _packed(body: Mapping[str, Any]) -> tuple[str, bytes]:
-    """Return (the body as JSON with the sha256 of each picture, a data URL, in its place; the body as JSON).
+    """Return (the body as JSON with the sha256 of each picture in its place; the body as JSON).
 
     The first is what the cache knows a question by: pictures are kept where they were made, and not a second time with
-    every question about them. The JSON is put together around the pictures: base64 needs no escaping, and looking for
+    every question about them. The second is put together around the pictures: base64 needs no escaping, and looking for
     characters to escape in megabytes of it costs more than all the rest of a call.
     """
     mark = uuid.uuid4().hex
-    data: list[str] = []
+    pictures: list[DataUrl] = []
 
-    def take_out(value: Any) -> Any:
-        if isinstance(value, str) and len(value) > 200 and value.startswith("data:") and _unescaped(value):
-            data.append(value)
-            return f"{mark}:{len(data) - 1}:"
-        if isinstance(value, Mapping):
-            return {k: take_out(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [take_out(v) for v in value]
-        return value
+    def default(value: Any) -> str:
+        if not isinstance(value, DataUrl):
+            raise TypeError(f"{type(value).__name__} is not JSON")
+        pictures.append(value)
+        return f"{mark}:{len(pictures) - 1}:"
 
-    text = json.dumps(take_out(body))
-    pieces = re.split(rf"{mark}:(\d+):", text)
-    whole = [p if i % 2 == 0 else data[int(p)] for i, p in enumerate(pieces)]
-    light = "".join(p if i % 2 == 0 else _digest(p) for i, p in enumerate(whole))
-    return light, "".join(whole).encode()
-
-
-def _unescaped(text: str) -> bool:
-    return text.isascii() and not text.encode().translate(None, _UNESCAPED)
-
-
-def _digest(url: str) -> str:
-    kind, comma, data = url.partition(",")
-    return f"{kind}{comma}sha256:{hashlib.sha256(data.encode()).hexdigest()}"
+    pieces = re.split(rf"{mark}:(\d+):", json.dumps(body, default=default))
+    known = [p if i % 2 == 0 else pictures[int(p)].digest() for i, p in enumerate(pieces)]
+    sent = [p.encode() if i % 2 == 0 else pictures[int(p)].encoded() for i, p in enumerate(pieces)]
+    return "".join(known), b"".join(sent)
 
 
 def _json(body: bytes) -> Any:
