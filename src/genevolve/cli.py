@@ -269,13 +269,15 @@ def pretrain_base(
     out: Annotated[Path, typer.Option(help="Where the base goes.")] = Path("assets/base-policy"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int | None, typer.Option(help="Another seed than the committed base's.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Go on with the base in this folder.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of practice, if not the recipe's.")] = None,
 ) -> None:
     """Make the small pretrained base of the embedded default (an hour or two on two cores; done once, by us)."""
     import json
 
     from genevolve.stages import pretrain_base as stage
 
-    typer.echo(json.dumps(stage.run(out=out, device=device, seed=seed), indent=1))
+    typer.echo(json.dumps(stage.run(out=out, device=device, seed=seed, start=start, tokens=tokens), indent=1))
 
 
 @app.command()
