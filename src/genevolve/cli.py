@@ -106,7 +106,9 @@ def ablate(
 @app.command()
 def generate(
     request: Annotated[str, typer.Argument(help="What to draw, in plain English.")],
-    policy: Annotated[str, typer.Option(help="A registered version or alias, or a policy's folder.")] = "champion",
+    policy: Annotated[
+        str, typer.Option(help="A registered version or alias, a policy's folder, or 'server'.")
+    ] = "champion",
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("picture.png"),
     dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder: its world is searched.")] = Path("data"),
     profile: Profile = None,
@@ -115,7 +117,7 @@ def generate(
 ) -> None:
     """Answer one request with a registered policy: picture, program and trajectory."""
     settings = _settings(profile, seed, set_)
-    folder = _policy(policy)
+    folder = _policy(policy, settings)
     from genevolve.stages import generate as stage
 
     for line in stage.run(settings, question=request, policy=folder, out=out, dataset=dataset):
@@ -124,7 +126,9 @@ def generate(
 
 @app.command()
 def bench(
-    policy: Annotated[str, typer.Option(help="A registered version or alias, or a policy's folder.")] = "champion",
+    policy: Annotated[
+        str, typer.Option(help="A registered version or alias, a policy's folder, or 'server'.")
+    ] = "champion",
     out: Annotated[Path, typer.Option(help="Folder of the scores, pictures and trajectories.")] = Path("build/bench"),
     dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder.")] = Path("data"),
     profile: Profile = None,
@@ -135,7 +139,7 @@ def bench(
     import json
 
     settings = _settings(profile, seed, set_)
-    folder = _policy(policy)
+    folder = _policy(policy, settings)
     from genevolve.stages.runner import Job, run_job
 
     inputs = {"dataset": dataset, "policy": folder, "baseline": None}
@@ -190,9 +194,13 @@ def rescore(
     typer.echo(json.dumps(judge_again(settings, run, dataset), indent=1))
 
 
-def _policy(name: str) -> Path:
+def _policy(name: str, settings: Settings) -> Path:
     if Path(name).is_dir():
         return Path(name)
+    if name == "server" and settings.policy.backend == "openai":
+        from genevolve.stages.backends import server_card
+
+        return server_card(settings)
     from genevolve.tracking import MlflowTracker
 
     return MlflowTracker().policy_folder(name)

@@ -11,6 +11,7 @@ import asyncio
 import json
 import random
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ class Client:
         self._room: asyncio.Semaphore | None = None
         self._owner: object = None
         self._flights: dict[str, asyncio.Future[Any]] = {}
+        self._free: list[tuple[float, int]] = []
+        self._written = weakref.finalize(self, _write_free, cache, endpoint.name, self._free)  # at the latest, at exit
 
     def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], Paid], **how: Any) -> Any:
         """As `ask`, from code that is no coroutine."""
@@ -90,18 +93,25 @@ class Client:
         family: str = "",
         tokens_in: int = 0,
         tokens_out: int = 0,
+        free: bool = False,
+        root: bool = False,
     ) -> Any:
         """POST `body` as JSON to the base URL + `path`; return the value that `read` makes of the JSON answer.
 
-        `read` raises BadAnswer for an answer it cannot use. `family` names the kind of call: a call of a family is paid
-        once, its value kept for ever under service, path and body; without one nothing is kept. The two numbers are the
-        most tokens the call may take: they are reserved in the budget and in the token rate. Raises CallError when this
-        call failed, ServiceError and BudgetError when the command cannot go on.
+        `root`: the path stands beside the base URL's /v1. `read` raises BadAnswer for an answer it cannot use. `family` names
+        the kind of call: a call of a family is paid once, its value kept for ever under service, path and body; without one
+        nothing is kept. The two numbers are the most tokens the call may take: they are reserved in the budget and in the
+        token rate. `free`: the call costs nothing, so no budget is asked before it is made, and the ledger hears of it within
+        a second. Raises CallError when this call failed, ServiceError and BudgetError when the command cannot go on.
         """
         name = self.endpoint.name
-        arguments = {"url": self.endpoint.url, "path": path, "body": body}
+        url = self.root if root else self.endpoint.url
+        arguments = {"url": url, "path": path, "body": body}
         price = self.endpoint.cost(tokens_in, tokens_out)
-        work = _Ask(path, json.dumps(body).encode(), arguments, read, family, tokens_in + tokens_out, price)
+        free = free and not price and not family
+        work = _Ask(
+            f"{url}{path}", json.dumps(body).encode(), arguments, read, family, tokens_in + tokens_out, price, free
+        )
         if not family:
             return await self._paid(work)
         key = call_key(family, name, arguments)
@@ -143,22 +153,22 @@ class Client:
 
     async def _attempt(self, ask: _Ask, deadline: float) -> Any:
         """Make the call once, charged before it is made; raise _Lost where another attempt may help."""
+        if ask.free:
+            return await self._free_attempt(ask, deadline)
         call = await self._disk_call(self.cache.reserve, self.endpoint.name, self.account, ask.price, self.budget)
         start = time.monotonic()
         seconds = max(0.001, min(deadline - start, self.patience.attempt))
         cost = ask.price  # after a failure in the middle the service may have counted it, and so do we
         try:
             status, headers, answer = await _exchange(
-                self._open()[0], f"{self.endpoint.url}{ask.path}", ask.content, self.endpoint.headers(), seconds
+                self._open()[0], ask.url, ask.content, self.endpoint.headers(), seconds
             )
             if status == 200:
                 paid = ask.read(_json(answer))
                 await self._disk_call(self._keep, ask, paid, call, time.monotonic() - start)
                 return paid.value
             cost = 0.0
-            if status not in AGAIN:
-                raise self._refusal(status, answer)
-            raise _Lost(f"HTTP {status}", wait=retry_after(headers, self._now(), self.patience.longest_wait))
+            raise self._failure(status, headers, answer)
         except BadAnswer as e:
             await self._disk_call(self._settle, call, time.monotonic() - start, cost)
             raise _Lost(str(e)) from None
@@ -166,6 +176,68 @@ class Client:
             cost = 0.0 if isinstance(e, _Lost) and e.free else cost
             await self._disk_call(self._settle, call, time.monotonic() - start, cost)
             raise
+
+    async def _free_attempt(self, ask: _Ask, deadline: float) -> Any:
+        """As `_attempt`, for a call without a price whose answer is not kept: it touches no database, for a policy's server
+        is asked hundreds of times a second. The ledger has its row within a second."""
+        start = time.monotonic()
+        seconds = max(0.001, min(deadline - start, self.patience.attempt))
+        tokens = 0
+        try:
+            status, headers, answer = await _exchange(
+                self._open()[0], ask.url, ask.content, self.endpoint.headers(), seconds
+            )
+            if status != 200:
+                raise self._failure(status, headers, answer)
+            paid = ask.read(_json(answer))
+            tokens = paid.tokens
+            return paid.value
+        except BadAnswer as e:
+            raise _Lost(str(e)) from None
+        finally:
+            if not self._free:
+                asyncio.get_running_loop().call_later(1.0, self._disk.submit, self.write_free)
+            self._free.append((time.monotonic() - start, tokens))
+
+    def write_free(self) -> None:
+        """Write the free calls that the ledger has no row of yet."""
+        _write_free(self.cache, self.endpoint.name, self._free)
+
+    def _failure(self, status: int, headers: Mapping[str, str], answer: bytes) -> Exception:
+        if status not in AGAIN:
+            return self._refusal(status, answer)
+        return _Lost(f"HTTP {status}", wait=retry_after(headers, self._now(), self.patience.longest_wait))
+
+    async def look(self, path: str, body: Mapping[str, Any] | None = None, *, root: bool = False) -> tuple[int, Any]:
+        """Return (status, JSON or None) of a GET, or of a POST where there is a body: what a server is and can do.
+
+        `root`: the path stands beside the base URL's /v1. Asked again as other calls are, never charged. Raises ServiceError for a refused
+        key, CallError when no answer comes.
+        """
+        base = self.root if root else self.endpoint.url
+        content = None if body is None else json.dumps(body).encode()
+        reason = ""
+        for attempt in range(1, self.patience.attempts + 1):
+            wait = 0.0
+            try:
+                status, headers, answer = await _exchange(
+                    self._open()[0], f"{base}{path}", content, self.endpoint.headers(), min(60, self.patience.attempt)
+                )
+                if status in (401, 402, 403):
+                    raise self._refusal(status, answer)
+                if status not in AGAIN:
+                    return status, _json_or_none(answer)
+                reason, wait = f"HTTP {status}", retry_after(headers, self._now(), self.patience.longest_wait)
+            except _Lost as e:
+                reason = e.reason
+            if attempt < self.patience.attempts:
+                await self._sleep(self.patience.pause(attempt, wait, self._draw()))
+        raise CallError(f"the {self.endpoint.name} service does not answer ({reason})")
+
+    @property
+    def root(self) -> str:
+        """The base URL without /v1: where servers keep what is not OpenAI's."""
+        return self.endpoint.url.removesuffix("/v1")
 
     def _keep(self, ask: _Ask, paid: Paid, call: int, seconds: float) -> None:
         cost = ask.price if paid.cost is None else paid.cost
@@ -196,7 +268,9 @@ class Client:
     async def _queue(self, tokens: int) -> float:
         """Wait for this call's turn: calls a second, and tokens a minute, over all processes; return the seconds waited."""
         e = self.endpoint
-        turn = await self._disk_call(self.cache.next_turn, e.name, e.rate, self._now(), 1)
+        turn = 0.0
+        if e.rate:
+            turn = await self._disk_call(self.cache.next_turn, e.name, e.rate, self._now(), 1)
         if e.tokens_per_minute and tokens:
             speed = e.tokens_per_minute / 60
             turn = max(
@@ -223,6 +297,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; the client opens new ones when it is used again."""
+        self.write_free()
         wire, self._wire = self._wire, None
         if wire is not None and self._owner is loop.current():
             loop.run(wire.aclose())
@@ -232,13 +307,14 @@ class Client:
 class _Ask:
     """One call, ready to be sent."""
 
-    path: str
+    url: str
     content: bytes
     arguments: Mapping[str, Any]
     read: Callable[[Any], Paid]
     family: str
     tokens: int
     price: float
+    free: bool
 
 
 class _Lost(Exception):
@@ -250,12 +326,14 @@ class _Lost(Exception):
 
 
 async def _exchange(
-    wire: httpx.AsyncClient, url: str, content: bytes, headers: Mapping[str, str], seconds: float
+    wire: httpx.AsyncClient, url: str, content: bytes | None, headers: Mapping[str, str], seconds: float
 ) -> tuple[int, dict[str, str], bytes]:
-    """Send one POST; return status, headers (lower-case names) and body, all within `seconds` and MOST_BYTES."""
+    """Send one POST, or a GET without `content`; return status, headers (lower-case names) and body, all within `seconds`
+    and MOST_BYTES."""
     sent = {**headers, "content-type": "application/json", "accept": "application/json"}
+    method = "GET" if content is None else "POST"
     try:
-        async with asyncio.timeout(seconds), wire.stream("POST", url, content=content, headers=sent) as got:
+        async with asyncio.timeout(seconds), wire.stream(method, url, content=content, headers=sent) as got:
             body = bytearray()
             async for chunk in got.aiter_bytes():
                 body += chunk
@@ -275,6 +353,19 @@ def _json(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         raise BadAnswer("no JSON") from None
+
+
+def _json_or_none(body: bytes) -> Any:
+    try:
+        return _json(body)
+    except BadAnswer:
+        return None
+
+
+def _write_free(cache: CallCache, name: str, calls: list[tuple[float, int]]) -> None:
+    taken, calls[:] = list(calls), []
+    if taken:
+        cache.note_free(name, taken)
 
 
 def said_by(answer: bytes, endpoint: Endpoint) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from genevolve.agent.session import Tools
     from genevolve.experience.embed import Embedder
     from genevolve.judge.base import ImageJudge, ProgramJudge
+    from genevolve.policy.openai import ServedPolicy
     from genevolve.records import Request
     from genevolve.render.base import Renderer
     from genevolve.services.client import Client
@@ -47,7 +48,6 @@ def _missing(what: str, name: str) -> SettingsError:
 def check(settings: Settings) -> None:
     """Raise SettingsError, one sentence, for a backend that this version does not have, before any process starts."""
     wanted = {
-        "policy": (settings.policy.backend, "local"),
         "image judge": (settings.judge.image, "pixels"),
         "program judge": (settings.judge.program, "constraints"),
         "summariser": (settings.experience.summariser, "contrast"),
@@ -56,6 +56,9 @@ def check(settings: Settings) -> None:
     for what, (name, built) in wanted.items():
         if name != built:
             raise _missing(what, name)
+    if settings.policy.backend == "openai":
+        policy_client(settings)
+        command()
     check_renderer(settings)
     if uses_web(settings):
         from genevolve.tools.serper import Service
@@ -115,15 +118,43 @@ def serper(budget: float, folder: Path) -> Serper:
 
 @cache
 def client(
-    name: str, budget: float, folder: Path, url: str = "", key: str = "", header: str = "authorization"
+    name: str,
+    budget: float,
+    folder: Path,
+    url: str = "",
+    key: str = "",
+    header: str = "authorization",
+    concurrency: int = 32,
+    rate: float = 50.0,
 ) -> Client:
-    """Return the service that GENEVOLVE_{NAME}_URL and its fellows say (`url`, `key`: see Endpoint), one for a process."""
+    """Return the service that GENEVOLVE_{NAME}_URL and its fellows say (defaults: see Endpoint), one for a process."""
     from genevolve.services.cache import CallCache
     from genevolve.services.client import Client
     from genevolve.services.endpoint import Endpoint
 
-    endpoint = Endpoint.from_environment(name, url=url, key=key, header=header)
+    endpoint = Endpoint.from_environment(name, url=url, key=key, header=header, concurrency=concurrency, rate=rate)
     return Client(endpoint, CallCache(folder / "calls.sqlite"), budget=budget, account=command())
+
+
+def policy_client(settings: Settings) -> Client:
+    """Return the policy's server (GENEVOLVE_POLICY_URL), asked as much at a time as such servers batch, and at any rate."""
+    budget = settings.world.budget_usd
+    return client("policy", budget, store(), key="OPENAI_API_KEY", concurrency=256, rate=0)
+
+
+def make_policy(settings: Settings, policy: Path | None) -> ServedPolicy:
+    """Return the policy of a folder as its server plays it; None: whatever is served."""
+    from genevolve.policy.openai import ServedPolicy
+
+    return ServedPolicy.connect(policy_client(settings), settings.policy.base, policy)
+
+
+def server_card(settings: Settings) -> Path:
+    """Return a policy folder that says which model the policy's server serves now: what `--policy server` names."""
+    from genevolve.policy.server import CARDS, write_card
+
+    check(settings)
+    return write_card(policy_client(settings), settings.policy.base, CARDS)
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from genevolve.stages.backends import check, check_dataset
 if TYPE_CHECKING:
     from genevolve.policy.base import Sampling
     from genevolve.settings import Settings
+    from genevolve.stages.served import Group, Served
 
 CHUNK = 24
 """Trajectories a process plays at a time. Fixed, so that the result does not depend on the number of processes."""
@@ -64,6 +65,10 @@ class Crew:
         self.settings, self.dataset = settings, dataset
         self._pool: ProcessPoolExecutor | None = None
         self._player: Player | None = None
+        self._served: Served | None = None
+        self._scorer: Executor | None = None
+        self.served = settings.policy.backend == "openai"
+        """The policy is a server's: it is sampled in this process, all requests at a time."""
 
     def __enter__(self) -> Crew:
         workers = self.settings.sampling.workers
@@ -75,11 +80,25 @@ class Crew:
 
             torch.set_num_threads(1)  # as in a spawned process: the last bits of a log-prob depend on it
             self._player = Player(self.settings, self.dataset)
+        if self.served:
+            from genevolve.stages.served import Served
+
+            self._served = Served(self.settings, self.dataset)
+            self._scorer = self._pool or ThreadPoolExecutor(1, "score")
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        if self._scorer is not None:
+            self._scorer.shutdown(wait=False, cancel_futures=True)
+
+    def check_training(self, policy: Path) -> None:
+        """Raise PolicyError, one sentence, where training could not use what this policy's server samples."""
+        if self._served is not None and (reason := self._served.policy(policy).unfit(training_sampling(self.settings))):
+            from genevolve.policy.base import PolicyError
+
+            raise PolicyError(reason)
 
     def play(
         self,
@@ -92,23 +111,57 @@ class Crew:
         images: Path | None = None,
         guides: Mapping[str, str] | None = None,
         on_done: Callable[[int], None] | None = None,
+        journal: Path | None = None,
     ) -> list[Trajectory]:
-        """Return k scored trajectories per request, grouped by request in the given order; `on_done` counts them."""
+        """Return k scored trajectories per request, grouped by request in the given order; `on_done` counts them.
+
+        A server's policy leaves each record in `journal` (default: with the pictures) as it comes, and goes on behind them.
+        """
         check_dataset(self.settings, self.dataset, requests)
+        try:
+            if self._served is not None:
+                where: dict[str, Any] = {
+                    "images": images,
+                    "guides": guides or {},
+                    "on_done": on_done,
+                    "journal": journal,
+                }
+                score: dict[str, Any] = {"submit": self._submit, "at_once": self.settings.sampling.workers}
+                return self._served.play(policy, requests, k, sampling, seed, **score, **where)
+            return self._play(policy, requests, k, sampling, seed, images, guides or {}, on_done)
+        except BrokenProcessPool as e:
+            raise StageError("A process that plays requests died, most likely of too little memory; run again.") from e
+
+    def _play(
+        self,
+        policy: Path,
+        requests: Sequence[Request],
+        k: int,
+        sampling: Sampling,
+        seed: int,
+        images: Path | None,
+        guides: Mapping[str, str],
+        on_done: Callable[[int], None] | None,
+    ) -> list[Trajectory]:
         size = max(1, CHUNK // k)
         plays = [
-            Play(policy, tuple(requests[i : i + size]), k, sampling, seed, images, dict(guides or {}))
+            Play(policy, tuple(requests[i : i + size]), k, sampling, seed, images, dict(guides))
             for i in range(0, len(requests), size)
         ]
         out: list[Trajectory] = []
-        try:
-            for part in self._pool.map(_play, plays) if self._pool else map(self._own, plays):
-                out += part
-                if on_done is not None:
-                    on_done(len(part))
-        except BrokenProcessPool as e:
-            raise StageError("A process that plays requests died, most likely of too little memory; run again.") from e
+        for part in self._pool.map(_play, plays) if self._pool else map(self._own, plays):
+            out += part
+            if on_done is not None:
+                on_done(len(part))
         return out
+
+    def _submit(self, groups: list[Group], images: Path | None) -> Future[list[Trajectory]]:
+        """Draw and judge groups beside the sampling."""
+        assert self._scorer is not None
+        requests, played = [r for r, _ in groups], [t for _, group in groups for t in group]
+        if self._player is not None:
+            return self._scorer.submit(self._player.score, played, requests, images)
+        return self._scorer.submit(_score, played, requests, images)
 
     def _own(self, play: Play) -> list[Trajectory]:
         assert self._player is not None
@@ -189,6 +242,8 @@ class Player:
 
     def _scored(self, request: Request, t: Trajectory, images: Path | None) -> Trajectory:
         skills = [c.arguments["skill_name"] for c in t.tool_calls if c.name == "query_knowledge" and c.ok]
+        if t.termination == "error":  # not the policy's doing: missing, never 0
+            return t.model_copy(update={"reward": Reward(diagnostics={"missing": t.failure})})
         sufficiency = self.program_judge.score(request, t.program, skills)
         if t.program is None:
             return t.model_copy(update={"reward": Reward(sufficiency=sufficiency, total=0.0)})
@@ -232,3 +287,8 @@ def _start(settings: Settings, dataset: Path) -> None:
 def _play(play: Play) -> list[Trajectory]:
     assert _one is not None
     return _one.play(play)
+
+
+def _score(played: list[Trajectory], requests: list[Request], images: Path | None) -> list[Trajectory]:
+    assert _one is not None
+    return _one.score(played, requests, images)

@@ -8,7 +8,7 @@ from pathlib import Path
 from genevolve.errors import StageError
 from genevolve.records import Request, dump
 from genevolve.settings import Settings
-from genevolve.stages.backends import check, make_renderer, make_tools, reference_bytes, system_text
+from genevolve.stages.backends import check, make_policy, make_renderer, make_tools, reference_bytes, system_text
 from genevolve.stages.crew import bench_sampling
 
 DATASET = Path("data")
@@ -41,7 +41,7 @@ def run(settings: Settings, *, question: str, policy: Path, out: Path, dataset: 
     s = settings.sampling
     limits = Limits(s.tool_calls, s.rounds)
     played = rollouts(
-        LocalPolicy.load(policy),
+        LocalPolicy.load(policy) if settings.policy.backend == "local" else make_policy(settings, policy),
         [request],
         1,
         make_tools(settings, dataset),

@@ -42,6 +42,7 @@ def sample(
     `guides` (request id -> text) are shown to the student: `sampling.guide_to_student` alone does that.
     """
     requests = step_requests(pool, settings, step)
+    crew.check_training(policy)
     sampling, seed = training_sampling(settings), step_seed(settings, step)
     return crew.play(policy, requests, settings.sampling.k, sampling, seed, images=images, guides=guides)
 
