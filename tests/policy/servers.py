@@ -98,7 +98,11 @@ class ModelServer:
             disable_nagle_algorithm = True
 
             def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                length = int(self.headers.get("Content-Length", 0))
+                body = self.rfile.read(length)
+                if len(body) < length or (self.command == "POST" and not body):  # whoever asked is dead
+                    self.close_connection = True
+                    return
                 value = json.loads(body) if body else None
                 with outer._lock:
                     outer.asked.append((self.path, value))

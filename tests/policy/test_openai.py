@@ -299,12 +299,12 @@ def test_a_server_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
         account="",
         patience=Patience(attempts=1),
     )
-    with pytest.raises(PolicyError, match="does not answer.*GENEVOLVE_POLICY_URL"):
+    with pytest.raises(PolicyError, match=r"does not answer.*GENEVOLVE_POLICY_URL"):
         ServedPolicy.connect(client, "tiny")
 
 
 def test_the_servers_own_limit_is_kept_and_one_it_only_shows_in_an_error_is_too_long_not_a_failure(serve: Any) -> None:
-    policy, server = serve(prepare=lambda server: server.shorten(100))
+    policy, _ = serve(prepare=lambda server: server.shorten(100))
     assert policy.longest == 100
     wide = replace(SAMPLING, max_context=100_000, max_turn_tokens=4000)
     played = policy.sample(jobs(3, turns=50), wide, 1)

@@ -116,13 +116,10 @@ def test_sglang_loads_new_weights_and_says_which_it_has(
     asked = server.count("/update_weights_from_disk")
     ServedPolicy.connect(client, "tiny", trained)
     assert server.count("/update_weights_from_disk") == asked, "what is there is not loaded again"
-    with pytest.raises(
-        PolicyError, match=r"did not load the weights \(/update_weights_from_disk: HTTP 400\). Failed to get"
-    ):
-        (trained / "config.json").write_text("{")
-        save_file(
-            {"a": next(iter(load_file(next(folder.glob("*.safetensors"))).values()))}, trained / "model.safetensors"
-        )
+    (trained / "config.json").write_text("{")
+    save_file({"a": next(iter(load_file(next(folder.glob("*.safetensors"))).values()))}, trained / "model.safetensors")
+    says = r"did not load the weights \(/update_weights_from_disk: HTTP 400\). Failed to get"
+    with pytest.raises(PolicyError, match=says):
         ServedPolicy.connect(client, "tiny", trained)
 
 
@@ -171,7 +168,7 @@ def test_a_command_restarts_the_server_and_is_waited_for(
     assert policy.policy_hash == policy_hash(folder)
     assert note.read_text().split() == [served_name(folder), str(folder)]
     server.cards = {"tiny": server._card("tiny")}
-    monkeypatch.setenv(START, "0")
+    monkeypatch.setenv(START, "3")
     monkeypatch.setenv(RELOAD, "true")
     with pytest.raises(PolicyError, match=f"does not serve {served_name(folder)}.*it says: tiny"):
         ServedPolicy.connect(client, "tiny", folder)
@@ -195,7 +192,7 @@ def test_a_card_names_a_model_that_only_its_server_knows(start: Any, folder: Pat
     assert policy.policy_hash.startswith("served-")
     server.cards["tiny"]["root"] = "/models/other"
     assert write_card(client, "tiny", tmp_path) != card
-    with pytest.raises(PolicyError, match="now reports .*other"):
+    with pytest.raises(PolicyError, match=r"now reports .*other"):
         ServedPolicy.connect(client, str(folder), card)
     (card / "served.json").write_text("{")
     with pytest.raises(SettingsError, match="is damaged"):
@@ -205,7 +202,7 @@ def test_a_card_names_a_model_that_only_its_server_knows(start: Any, folder: Pat
 def test_of_several_models_one_must_be_named(start: Any) -> None:
     client, server = start()
     server.cards["other"] = server._card("other")
-    with pytest.raises(PolicyError, match="serves tiny, other: set policy.base"):
+    with pytest.raises(PolicyError, match=r"serves tiny, other: set policy\.base"):
         ServedPolicy.connect(client, "org/model")
     assert ServedPolicy.connect(client, "other").model == "other"
     assert look_once(client.endpoint) == ["tiny", "other"]
