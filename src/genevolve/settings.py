@@ -76,7 +76,8 @@ class Policy(Section):
     backend: Literal["local", "openai"]
     """`local`: transformers, tokens in and out; `openai`: any OpenAI-compatible server."""
     base: str
-    """What the cold start begins from: a folder of the project, or a model's name."""
+    """What the cold start begins from: a folder of the project, or a model's name. Of a server: which model of it is asked,
+    and whose tokenizer is read."""
 
 
 class Sampling(Section):

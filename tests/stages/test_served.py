@@ -276,3 +276,22 @@ def test_a_journal_is_read_back_and_belongs_to_one_question(tmp_path: Path) -> N
     assert Journal(path, {"seed": 2}).known == {}
     write_jsonl(path, [record(0)])
     assert Journal(path, {"seed": 2}).known == {}, "a file of another kind"
+
+
+def test_doctor_says_whether_the_policys_server_is_there(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from genevolve.doctor import _policy_server
+
+    missing = _policy_server(of_server())
+    assert (missing.ok, missing.said) == (False, "GENEVOLVE_POLICY_URL is not set")
+    start(name="their-model", key="sk-secret-0123456789")
+    refused = _policy_server(of_server())
+    assert not refused.ok
+    assert "without a key" in refused.said
+    assert "refused the key" in refused.said
+    monkeypatch.setenv("GENEVOLVE_POLICY_KEY", "sk-secret-0123456789")
+    found = _policy_server(of_server())
+    assert found.ok, found.said
+    assert found.said.endswith("with a key; serves their-model")
+    assert "0123456789" not in found.line() + refused.line()
+    monkeypatch.setenv("GENEVOLVE_POLICY_URL", "http://127.0.0.1:9/v1")
+    assert "does not answer (no connection)" in _policy_server(of_server()).said

@@ -41,7 +41,7 @@ COMMAND_VARIABLE = "GENEVOLVE_COMMAND"
 def _missing(what: str, name: str) -> SettingsError:
     return SettingsError(
         f"The {what} '{name}' is not built yet: this version runs the embedded backends (--profile embedded or tiny), "
-        "'serper' for search and image search, and every generator."
+        "'serper' for search and image search, 'openai' for the policy, and every generator."
     )
 
 
