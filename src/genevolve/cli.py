@@ -112,7 +112,9 @@ def generate(
     request: Annotated[str, typer.Argument(help="What to draw, in plain English.")],
     policy: Annotated[
         str,
-        typer.Option(help="A registered version or alias, a policy's folder, or ORG/NAME of the Hugging Face cache."),
+        typer.Option(
+            help="A registered version or alias, a policy's folder, ORG/NAME of the Hugging Face cache, or 'server'."
+        ),
     ] = "champion",
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("picture.png"),
     dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder: its world is searched.")] = Path("data"),
@@ -122,7 +124,7 @@ def generate(
 ) -> None:
     """Answer one request with a registered policy: picture, program and trajectory."""
     settings = _settings(profile, seed, set_)
-    folder = _policy(policy)
+    folder = _policy(policy, settings)
     from genevolve.stages import generate as stage
 
     for line in stage.run(settings, question=request, policy=folder, out=out, dataset=dataset):
@@ -133,7 +135,9 @@ def generate(
 def bench(
     policy: Annotated[
         str,
-        typer.Option(help="A registered version or alias, a policy's folder, or ORG/NAME of the Hugging Face cache."),
+        typer.Option(
+            help="A registered version or alias, a policy's folder, ORG/NAME of the Hugging Face cache, or 'server'."
+        ),
     ] = "champion",
     out: Annotated[Path, typer.Option(help="Folder of the scores, pictures and trajectories.")] = Path("build/bench"),
     dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder.")] = Path("data"),
@@ -154,7 +158,7 @@ def bench(
 
         typer.echo(json.dumps(rescore.run(settings, judge=judge, bench=out, dataset=dataset), indent=1))
         return
-    folder = _policy(policy)
+    folder = _policy(policy, settings)
     from genevolve.stages.runner import Job, run_job
 
     inputs = {"dataset": dataset, "policy": folder, "baseline": None}
@@ -211,9 +215,13 @@ def rescore(
     typer.echo(json.dumps(found, indent=1))
 
 
-def _policy(name: str) -> Path:
+def _policy(name: str, settings: Settings) -> Path:
     if Path(name).is_dir():
         return Path(name)
+    if name == "server" and settings.policy.backend == "openai":
+        from genevolve.stages.backends import server_card
+
+        return server_card(settings)
     if "/" in name:  # a model of the Hugging Face cache, or a folder that is not there
         from genevolve.training.checkpoint import find_policy
 

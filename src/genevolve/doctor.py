@@ -109,9 +109,31 @@ def _profile(profile: str | None) -> Iterator[Finding]:
         found = any(base.glob("*.safetensors"))
         blocks = "the cold start: `genevolve pretrain-base` makes one"
         yield Finding("base policy", found, str(base), blocks)
+    if settings.policy.backend == "openai":
+        yield _policy_server(settings)
     yield _search_service(settings)
     yield from _generator(settings)
     yield from _models(settings)
+
+
+def _policy_server(settings: Settings) -> Finding:
+    """Say whether the policy's server is named, and what it says it serves; of the key no more than that it is there."""
+    from genevolve.policy.server import look_once
+    from genevolve.services.endpoint import OPENAI_KEY, Endpoint
+
+    name, needs = "policy server", "every rollout: generate, bench, evolve"
+    try:
+        endpoint = Endpoint.from_environment("policy", key=OPENAI_KEY)
+    except SettingsError as e:
+        return Finding(
+            name, False, str(e).partition(": ")[0], f"{needs}: export GENEVOLVE_POLICY_URL=http://HOST:8000/v1"
+        )
+    key = "with a key" if endpoint.key is not None else "without a key"
+    try:
+        served = look_once(endpoint)
+    except GenEvolveError as e:
+        return Finding(name, False, f"{endpoint.url}, {key}: {e}", f"{needs}: start it (docs/gpu.md)")
+    return Finding(name, True, f"{endpoint.url}, {key}; serves {', '.join(served[:4])}")
 
 
 def _search_service(settings: Settings) -> Finding:

@@ -108,7 +108,7 @@ class Policy(Section):
     """`local`: transformers, tokens in and out; `openai`: any OpenAI-compatible server."""
     base: str
     """What the cold start begins from: a folder of the project, or a model of the local Hugging Face cache, ORG/NAME or
-    ORG/NAME@REVISION."""
+    ORG/NAME@REVISION. Of a server: which model of it is asked, and whose tokenizer is read."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$")
     """Where `local` samples: cpu, cuda, or cuda:1."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from genevolve.judge.base import ImageJudge, ProgramJudge
     from genevolve.judge.vlm import Wording
     from genevolve.policy.base import Policy
+    from genevolve.policy.openai import ServedPolicy
     from genevolve.policy.pictures import Eyes
     from genevolve.records import Program, Request
     from genevolve.render.base import Renderer
@@ -48,21 +49,13 @@ COMMAND_VARIABLE = "GENEVOLVE_COMMAND"
 """Names the command on whose account calls are paid; its child processes inherit it."""
 
 
-def _missing(what: str, name: str) -> SettingsError:
-    return SettingsError(
-        f"The {what} '{name}' is not built yet: this version runs the embedded backends (--profile embedded or tiny), "
-        "'serper' for search and image search, every generator, and models as judges, summariser and embedder."
-    )
-
-
 def check(settings: Settings) -> None:
-    """Raise SettingsError, one sentence, for a backend that this version does not have, before any process starts."""
-    wanted = {
-        "policy": (settings.policy.backend, "local"),
-    }
-    for what, (name, built) in wanted.items():
-        if name != built:
-            raise _missing(what, name)
+    """Raise SettingsError, one sentence, for a backend that is not set up, before any process starts."""
+    if settings.policy.backend == "openai":
+        if settings.sampling.show_images:
+            raise SettingsError("A served policy is shown no pictures: set sampling.show_images to 0.")
+        policy_client(settings)
+        command()
     check_renderer(settings)
     check_models(settings)
     if uses_web(settings):
@@ -132,15 +125,45 @@ def serper(budget: float, folder: Path) -> Serper:
 
 @cache
 def client(
-    name: str, budget: float, folder: Path, url: str = "", key: str = "", header: str = "authorization"
+    name: str,
+    budget: float,
+    folder: Path,
+    url: str = "",
+    key: str = "",
+    header: str = "authorization",
+    concurrency: int = 32,
+    rate: float = 50.0,
 ) -> Client:
-    """Return the service that GENEVOLVE_{NAME}_URL and its fellows say (`url`, `key`: see Endpoint), one for a process."""
+    """Return the service that GENEVOLVE_{NAME}_URL and its fellows say (defaults: see Endpoint), one for a process."""
     from genevolve.services.cache import CallCache
     from genevolve.services.client import Client
     from genevolve.services.endpoint import Endpoint
 
-    endpoint = Endpoint.from_environment(name, url=url, key=key, header=header)
+    endpoint = Endpoint.from_environment(name, url=url, key=key, header=header, concurrency=concurrency, rate=rate)
     return Client(endpoint, CallCache(folder / "calls.sqlite"), budget=budget, account=command())
+
+
+def policy_client(settings: Settings) -> Client:
+    """Return the policy's server (GENEVOLVE_POLICY_URL), asked as much at a time as such servers batch, and at any rate."""
+    from genevolve.services.endpoint import OPENAI_KEY
+
+    budget = settings.world.budget_usd
+    return client("policy", budget, store(), key=OPENAI_KEY, concurrency=256, rate=0)
+
+
+def make_served(settings: Settings, policy: Path) -> ServedPolicy:
+    """Return the policy of a folder as its server plays it; raises PolicyError or ServiceError where it cannot."""
+    from genevolve.policy.openai import ServedPolicy
+
+    return ServedPolicy.connect(policy_client(settings), settings.policy.base, policy)
+
+
+def server_card(settings: Settings) -> Path:
+    """Return a policy folder that says which model the policy's server serves now: what `--policy server` names."""
+    from genevolve.policy.server import CARDS, write_card
+
+    check(settings)
+    return write_card(policy_client(settings), settings.policy.base, CARDS)
 
 
 @cache
@@ -362,6 +385,8 @@ def make_policy(settings: Settings, policy: str | Path, dataset: Path, device: s
 
     Raises SettingsError for a policy that needs a system prompt to be named, PolicyError when it cannot be played.
     """
+    if settings.policy.backend == "openai":
+        return make_served(settings, Path(policy))
     from genevolve.policy.local import LocalPolicy
 
     root = Path(policy)
