@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -124,20 +126,22 @@ def test_sglang_loads_new_weights_and_says_which_it_has(
 
 
 def test_vllm_loads_an_adapter_and_lets_the_last_one_go(
-    start: Any, folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+    start: Any, folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, server = start()
     monkeypatch.setenv(RELOAD, "lora")
     with pytest.raises(PolicyError, match="holds no LoRA adapter"):
         ServedPolicy.connect(client, "tiny", folder)
-    for path in (folder, trained):
-        (path / "adapter_config.json").write_text("{}")
+    first = shutil.copytree(folder, tmp_path / "first")
+    for path in (first, trained):
+        (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+        (path / "tokenizer.json").unlink()  # an adapter's tokenizer may be its base's
         policy = ServedPolicy.connect(client, "tiny", path)
         assert set(server.cards) == {"tiny", served_name(path)}
         assert (policy.model, policy.policy_hash) == (served_name(path), policy_hash(path))
-    (folder / "adapter_config.json").unlink()
+        assert policy.tokenizer_hash == tokenizer_hash(folder)
     body = next(b for p, b in server.asked if p == "/v1/load_lora_adapter")
-    assert body == {"lora_name": served_name(folder), "lora_path": str(folder)}
+    assert body == {"lora_name": served_name(first), "lora_path": str(first)}
     server.faults["/v1/load_lora_adapter"] = [status(404, b'{"detail": "Not Found"}')]  # runtime loading is off
     server.cards.pop(served_name(trained))
     with pytest.raises(PolicyError, match=r"did not load the weights \(/load_lora_adapter: HTTP 404\)"):

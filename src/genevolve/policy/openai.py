@@ -24,6 +24,7 @@ from genevolve.policy.probe import Ability, probe
 from genevolve.policy.server import identity_hash, load, read_card, served_name, serving, unanswered
 from genevolve.services import loop
 from genevolve.services.client import CallError, Client, Paid
+from genevolve.training import checkpoint
 from genevolve.training.checkpoint import policy_hash, tokenizer_hash
 
 FAILURES = 32
@@ -303,9 +304,11 @@ def turn_seed(seed: int, key: str, turn: int) -> int:
 
 
 def tokenizer_folder(name: str) -> Path | None:
-    """Return the folder with the tokenizer.json of a policy folder or of a model in the local Hugging Face cache."""
-    if (Path(name) / "tokenizer.json").is_file():
-        return Path(name)
+    """Return the folder with the tokenizer.json of a policy folder (an adapter's may be its base's) or of a model in the
+    local Hugging Face cache."""
+    if Path(name).is_dir():
+        root = checkpoint.tokenizer_folder(name)
+        return root if (root / "tokenizer.json").is_file() else None
     if Path(name).exists() or name.count("/") > 1:
         return None
     from huggingface_hub import try_to_load_from_cache
