@@ -18,13 +18,12 @@ DERIVED = {"steps": ("cycle", "steps"), "temperature": ("sampling", "temperature
 """Fields of DistillConfig that have their place in another section: field -> (section, field)."""
 
 SWITCHES = {
-    "dataset": ("imported",),
     "sampling": ("guide_to_student", "removed_tools"),
     "experience": ("guides",),
     "distill": ("grpo_weight", "teacher"),
     "bench": ("requests",),
 }
-"""Fields that only the arms of an ablation, or an imported dataset, set. At their defaults they stand in no recipe and no
+"""Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no
 fingerprint, so that a ledger written before there was such a switch still names the same runs."""
 
 RANKS_ONLY = (
@@ -41,6 +40,7 @@ RANKS_ONLY = (
 """Fields of the cold start that its trainer `ranks` alone knows."""
 
 LATER = {
+    "dataset": ("imported",),
     "judge": ("rubric", "program_rubric", "max_tokens", "options"),
     "experience": ("model", "prompt", "options", "embedder_model"),
     "render": ("text_model", "steps", "true_cfg"),
@@ -49,7 +49,7 @@ LATER = {
     "cold_start": ("trainer", *RANKS_ONLY),
     "distill": ("saved", "device", "processes", "accelerate"),
 }
-"""Fields that came after the first ledger, for other back ends than the embedded ones: left out in the same way."""
+"""Fields that came after the first ledger, for other back ends and data than the embedded ones: left out in the same way."""
 
 OF_NIGHTS = {"cycle": ("curriculum", "night")}
 """Fields of nights, treated as the switches are."""

@@ -233,7 +233,7 @@ def test_pictures_stand_in_the_cache_by_their_digest(tmp_path: Path) -> None:
         with chat.client.cache._turn() as db:
             (asked, answer) = db.execute("SELECT arguments, answer FROM answers").fetchone()
     assert len(asked) < 20_000
-    assert "sha256:" in asked
+    assert "image/png;sha256," in asked
     assert VERDICT["rationale"] in answer
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import threading
 import time
@@ -18,7 +20,7 @@ from pydantic import SecretStr
 from genevolve.errors import SettingsError
 from genevolve.services import loop
 from genevolve.services.cache import BudgetError, CallCache
-from genevolve.services.client import BadAnswer, CallError, Client, Paid, _packed
+from genevolve.services.client import BadAnswer, CallError, Client, DataUrl, Paid, _packed
 from genevolve.services.endpoint import Endpoint, ServiceError
 from genevolve.services.patience import Patience, retry_after
 from tests.tools.web import Reply, Server, endless, moved, reset, said, send, status
@@ -271,32 +273,44 @@ def test_after_an_error_nothing_begins_and_what_is_under_way_is_finished() -> No
 
 def test_a_picture_counts_by_its_content_and_is_not_kept_twice(play: Any) -> None:
     client, server, _ = play(said({"n": 3}))
-    one, two = ("data:image/png;base64," + c * 1000 for c in "ab")
-    for url in (one, two, one):
+    one, two = (DataUrl(c * 1000, "image/png") for c in (b"a", b"b"))
+    for url in (one, two, DataUrl(b"a" * 1000, "image/png")):
         client.post("/do", {"parts": [{"image_url": {"url": url}}]}, read, family="judge")
     assert len(server.requests) == 2
-    assert one in server.requests[0][3].decode(), "the service gets it whole"
+    sent = json.loads(server.requests[0][3])["parts"][0]["image_url"]["url"]
+    assert sent == f"data:image/png;base64,{base64.b64encode(one.data).decode()}", "the service gets it whole"
     with client.cache._turn() as db:
         assert all(len(row[0]) < 500 for row in db.execute("SELECT arguments FROM answers"))
 
 
-@given(
-    st.lists(
-        st.text(max_size=20)
-        | st.sampled_from(['data:image/png;base64,"' + "a" * 300, "data:x,\n" + "b" * 300, "data:x,é" + "c" * 300])
-        | st.integers(0, 3).map(lambda n: "data:image/png;base64," + "abcd"[n] * 400),
-        max_size=6,
-    )
-)
-def test_a_body_is_the_json_it_would_be_whatever_stands_in_it(parts: list[str]) -> None:
-    body = {"model": "m", "messages": [{"content": [{"url": p} for p in parts]}], "temperature": 0.0, "seed": None}
-    light, content = _packed(body)
-    assert content == json.dumps(body).encode()
-    urls = [row["url"] for row in json.loads(light)["messages"][0]["content"]]
-    assert len(urls) == len(parts)
-    for url, part in zip(urls, parts, strict=True):
-        packed = part.startswith("data:image/png;base64,") and '"' not in part
-        assert (len(url) < 120) if packed else url == part
+@given(st.lists(st.text(max_size=20) | st.binary(max_size=40), max_size=6))
+def test_a_body_is_the_json_it_would_be_whatever_stands_in_it(parts: list[str | bytes]) -> None:
+    def body(write: Any) -> dict[str, Any]:
+        rows = [{"url": p if isinstance(p, str) else write(p)} for p in parts]
+        return {"model": "m", "messages": [{"content": rows}], "temperature": 0.0, "seed": None}
+
+    light, content = _packed(body(lambda data: DataUrl(data, "image/png")))
+    assert content == json.dumps(body(lambda data: "data:image/png;base64," + base64.b64encode(data).decode())).encode()
+    assert json.loads(light) == body(lambda data: f"data:image/png;sha256,{hashlib.sha256(data).hexdigest()}")
+
+
+def test_a_body_that_is_no_json_is_the_programmers_error() -> None:
+    with pytest.raises(TypeError, match="bytes is not JSON"):
+        _packed({"a": b"x"})
+
+
+def test_a_service_that_refuses_the_first_calls_ends_the_command_and_one_that_has_answered_does_not(play: Any) -> None:
+    client, server, _ = play(status(400, b'{"error": {"message": "max_tokens is not supported"}}'))
+    for a in range(7):
+        with pytest.raises(CallError):
+            client.post("/do", {"a": a}, read)
+    with pytest.raises(ServiceError, match=r"first 8 calls \(HTTP 400\)\. It says: max_tokens is not supported"):
+        client.post("/do", {"a": 7}, read)
+    server.script["/v1/do"] = [said({"n": 3}), status(400)]
+    client.post("/do", {"a": 8}, read)
+    for a in range(9, 20):
+        with pytest.raises(CallError):
+            client.post("/do", {"a": a}, read)
 
 
 def test_free_calls_reach_the_ledger_together_and_at_the_latest_when_the_client_is_closed(play: Any) -> None:

@@ -86,6 +86,7 @@ def send(body: bytes, code: int = 200, length: int | None = None, **headers: str
         for name, value in headers.items():
             h.send_header(name.replace("_", "-"), value)
         h.send_header("Content-Length", str(len(body) if length is None else length))
+        h.send_header("Connection", "close")  # as it will be: a client that kept it would lose its next request
         h.end_headers()
         h.wfile.write(body)
 

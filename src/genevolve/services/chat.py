@@ -6,7 +6,6 @@ common core of OpenAI, vLLM, SGLang and Gemini's compatible end point.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from genevolve.services.client import BadAnswer, CallError, Client, Paid
+from genevolve.services.client import BadAnswer, CallError, Client, DataUrl, Paid
 
 M = TypeVar("M", bound=BaseModel)
 IMAGE_TOKENS = 1600
@@ -40,7 +39,7 @@ def user(text: str, images: Sequence[tuple[str, bytes]] = ()) -> dict[str, Any]:
         return {"role": "user", "content": text}
     parts: list[dict[str, Any]] = []
     for caption, data in images:
-        url = f"data:{_media_type(data)};base64,{base64.b64encode(data).decode()}"
+        url = DataUrl(data, _media_type(data))
         parts += [{"type": "text", "text": caption}, {"type": "image_url", "image_url": {"url": url}}]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 

@@ -8,6 +8,7 @@ downloads (`tools/fetch.py`): the user named this server.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import random
@@ -33,10 +34,10 @@ from genevolve.services.patience import AGAIN, Patience, retry_after
 
 T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
-_UNESCAPED = bytes(c for c in range(0x20, 0x7F) if c not in b'"\\')
-"""What JSON writes as it is."""
 IDLE = 30.0
 """Seconds a connection is kept that nobody uses."""
+FIRST = 8
+"""So many calls refused as they are, and none answered, end the command: all others would be refused, too."""
 SAID = 300
 """Most characters of a service's own error text that an error of ours repeats."""
 
@@ -62,6 +63,20 @@ class Paid:
     tokens: int = 0
     cost: float | None = None
     """dollars; None: what was reserved"""
+
+
+@dataclass(frozen=True)
+class DataUrl:
+    """A picture inside a body, written as a data URL only when the call is sent: in memory it is held once."""
+
+    data: bytes
+    media_type: str
+
+    def encoded(self) -> bytes:
+        return b"".join((b"data:", self.media_type.encode(), b";base64,", base64.b64encode(self.data)))
+
+    def digest(self) -> str:
+        return f"data:{self.media_type};sha256,{hashlib.sha256(self.data).hexdigest()}"
 
 
 class Client:
@@ -90,6 +105,7 @@ class Client:
         self._flights: dict[str, asyncio.Future[Any]] = {}
         self._free: list[tuple[float, int]] = []
         self._written = weakref.finalize(self, _write_free, cache, endpoint.name, self._free)  # at the latest, at exit
+        self._proved, self._refused = False, 0
 
     def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], Paid], **how: Any) -> Any:
         """As `ask`, from code that is no coroutine."""
@@ -107,7 +123,7 @@ class Client:
         free: bool = False,
         root: bool = False,
     ) -> Any:
-        """POST `body` as JSON to the base URL + `path`; return the value that `read` makes of the JSON answer.
+        """POST `body` as JSON (a DataUrl stands for a string) to the base URL + `path`; return what `read` makes of the answer.
 
         `root`: the path stands beside the base URL's /v1. `read` raises BadAnswer for an answer it cannot use. `family` names
         the kind of call: a call of a family is paid once, its value kept for ever under service, path and body; without one
@@ -119,7 +135,7 @@ class Client:
         url = self.root if root else self.endpoint.url
         price = self.endpoint.cost(tokens_in, tokens_out)
         free = free and not price and not family
-        light, content = ("", json.dumps(body).encode()) if free else _packed(body)  # ids by the thousand, no pictures
+        light, content = _packed(body)
         arguments = {"url": url, "path": path, "body": json.loads(light) if family else None}
         work = _Ask(f"{url}{path}", content, arguments, read, family, tokens_in + tokens_out, price, free)
         if not family:
@@ -173,6 +189,7 @@ class Client:
             status, headers, answer = await _exchange(self, ask.url, ask.content, self.endpoint.headers(), seconds)
             if status == 200:
                 paid = ask.read(_json(answer))
+                self._proved = True
                 await self._disk_call(self._keep, ask, paid, call, time.monotonic() - start)
                 return paid.value
             cost = 0.0
@@ -196,6 +213,7 @@ class Client:
             if status != 200:
                 raise self._failure(status, headers, answer)
             paid = ask.read(_json(answer))
+            self._proved = True
             tokens = paid.tokens
             return paid.value
         except BadAnswer as e:
@@ -269,6 +287,9 @@ class Client:
             return ServiceError(
                 f"The {name} service does not know this (HTTP {status}): check {which} and the model.{said}"
             )
+        self._refused += 1
+        if self._refused >= FIRST and not self._proved:  # what it refuses is how it is asked, not what
+            return ServiceError(f"The {name} service refused each of the first {FIRST} calls (HTTP {status}).{said}")
         return CallError(f"the {name} service refused the call (HTTP {status}){said}")
 
     async def _queue(self, tokens: int) -> float:
@@ -377,39 +398,25 @@ def _tls() -> ssl.SSLContext:
 
 
 def _packed(body: Mapping[str, Any]) -> tuple[str, bytes]:
-    """Return (the body as JSON with the sha256 of each picture, a data URL, in its place; the body as JSON).
+    """Return (the body as JSON with the sha256 of each picture in its place; the body as JSON).
 
     The first is what the cache knows a question by: pictures are kept where they were made, and not a second time with
-    every question about them. The JSON is put together around the pictures: base64 needs no escaping, and looking for
+    every question about them. The second is put together around the pictures: base64 needs no escaping, and looking for
     characters to escape in megabytes of it costs more than all the rest of a call.
     """
     mark = uuid.uuid4().hex
-    data: list[str] = []
+    pictures: list[DataUrl] = []
 
-    def take_out(value: Any) -> Any:
-        if isinstance(value, str) and len(value) > 200 and value.startswith("data:") and _unescaped(value):
-            data.append(value)
-            return f"{mark}:{len(data) - 1}:"
-        if isinstance(value, Mapping):
-            return {k: take_out(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [take_out(v) for v in value]
-        return value
+    def default(value: Any) -> str:
+        if not isinstance(value, DataUrl):
+            raise TypeError(f"{type(value).__name__} is not JSON")
+        pictures.append(value)
+        return f"{mark}:{len(pictures) - 1}:"
 
-    text = json.dumps(take_out(body))
-    pieces = re.split(rf"{mark}:(\d+):", text)
-    whole = [p if i % 2 == 0 else data[int(p)] for i, p in enumerate(pieces)]
-    light = "".join(p if i % 2 == 0 else _digest(p) for i, p in enumerate(whole))
-    return light, "".join(whole).encode()
-
-
-def _unescaped(text: str) -> bool:
-    return text.isascii() and not text.encode().translate(None, _UNESCAPED)
-
-
-def _digest(url: str) -> str:
-    kind, comma, data = url.partition(",")
-    return f"{kind}{comma}sha256:{hashlib.sha256(data.encode()).hexdigest()}"
+    pieces = re.split(rf"{mark}:(\d+):", json.dumps(body, default=default))
+    known = [p if i % 2 == 0 else pictures[int(p)].digest() for i, p in enumerate(pieces)]
+    sent = [p.encode() if i % 2 == 0 else pictures[int(p)].encoded() for i, p in enumerate(pieces)]
+    return "".join(known), b"".join(sent)
 
 
 def _json(body: bytes) -> Any:
