@@ -54,7 +54,7 @@ def start(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             server = ModelServer(LocalPolicy.load(base), flavour, model=name or served_name(base), **fields)
             stack.enter_context(server.running())
             monkeypatch.setenv("GENEVOLVE_POLICY_URL", server.url)
-            backends.client.cache_clear()
+            backends.policy_client.cache_clear()
             # the served prompt is long, and the embedded base has never seen it
             monkeypatch.setattr("genevolve.stages.served.system_text", lambda _: backends.load_embedded())
             monkeypatch.setattr("genevolve.stages.generate.system_text", lambda _: backends.load_embedded())
@@ -62,7 +62,7 @@ def start(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
         monkeypatch.setattr(backends, "load_embedded", _embedded, raising=False)
         yield begin
-        backends.client.cache_clear()
+        backends.policy_client.cache_clear()
 
 
 def _embedded() -> str:
@@ -103,8 +103,9 @@ def test_the_served_bench_has_the_local_ones_records_and_pictures(
 @pytest.mark.slow
 @pytest.mark.faults
 def test_a_bench_that_was_cut_off_asks_only_for_what_is_missing(
-    start: Any, dataset: Path, base: Path, tmp_path: Path
+    start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GENEVOLVE_POLICY_CONCURRENCY", "1")  # one after the other: the first are done when it ends
     server = start()
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
@@ -250,7 +251,7 @@ def test_a_server_that_is_not_named_is_told_before_anything_starts(
     dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GENEVOLVE_POLICY_URL", raising=False)
-    backends.client.cache_clear()
+    backends.policy_client.cache_clear()
     with pytest.raises(SettingsError, match="GENEVOLVE_POLICY_URL is not set"):
         bench.run(of_server(), dataset=dataset, policy=base, out=tmp_path)
 

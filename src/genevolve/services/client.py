@@ -100,6 +100,7 @@ class Client:
         self._sleep, self._draw, self._now = sleep, draw, now
         self._disk = ThreadPoolExecutor(1, "ledger")
         self._idle: list[httpx.AsyncClient] = []
+        self._closing: set[asyncio.Task[None]] = set()
         self._room: asyncio.Semaphore | None = None
         self._owner: object = None
         self._flights: dict[str, asyncio.Future[Any]] = {}
@@ -324,17 +325,20 @@ class Client:
         """Lend a client with a pool of one connection, the one used last if it is idle. A pool of many looks through all of
         its connections at every call: at 64 calls under way that was two thirds of our CPU."""
         self._open()
-        proxies = httpx.URL(self.endpoint.url).host not in ("localhost", "127.0.0.1", "::1")
-        one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE)
-        lent = (
-            self._idle.pop()
-            if self._idle
-            else httpx.AsyncClient(limits=one, timeout=None, trust_env=proxies, verify=_tls())
-        )
+        if self._idle:
+            lent = self._idle.pop()
+        else:
+            proxies = httpx.URL(self.endpoint.url).host not in ("localhost", "127.0.0.1", "::1")
+            one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE)
+            lent = httpx.AsyncClient(limits=one, timeout=None, trust_env=proxies, verify=_tls())
         try:
             yield lent
-        finally:
-            self._idle.append(lent)
+        except BaseException:  # cut off in the middle: whatever state it is in, nobody uses it again
+            closing = asyncio.get_running_loop().create_task(lent.aclose())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            raise
+        self._idle.append(lent)
 
     def close(self) -> None:
         """Close the connections; the client opens new ones when it is used again."""

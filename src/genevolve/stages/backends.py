@@ -54,7 +54,7 @@ def check(settings: Settings) -> None:
     if settings.policy.backend == "openai":
         if settings.sampling.show_images:
             raise SettingsError("A served policy is shown no pictures: set sampling.show_images to 0.")
-        policy_client(settings)
+        policy_client(settings.world.budget_usd, store())
         command()
     check_renderer(settings)
     check_models(settings)
@@ -125,37 +125,36 @@ def serper(budget: float, folder: Path) -> Serper:
 
 @cache
 def client(
-    name: str,
-    budget: float,
-    folder: Path,
-    url: str = "",
-    key: str = "",
-    header: str = "authorization",
-    concurrency: int = 32,
-    rate: float = 50.0,
+    name: str, budget: float, folder: Path, url: str = "", key: str = "", header: str = "authorization"
 ) -> Client:
-    """Return the service that GENEVOLVE_{NAME}_URL and its fellows say (defaults: see Endpoint), one for a process."""
+    """Return the service that GENEVOLVE_{NAME}_URL and its fellows say (`url`, `key`: see Endpoint), one for a process."""
     from genevolve.services.cache import CallCache
     from genevolve.services.client import Client
     from genevolve.services.endpoint import Endpoint
 
-    endpoint = Endpoint.from_environment(name, url=url, key=key, header=header, concurrency=concurrency, rate=rate)
+    endpoint = Endpoint.from_environment(name, url=url, key=key, header=header)
     return Client(endpoint, CallCache(folder / "calls.sqlite"), budget=budget, account=command())
 
 
-def policy_client(settings: Settings) -> Client:
-    """Return the policy's server (GENEVOLVE_POLICY_URL), asked as much at a time as such servers batch, and at any rate."""
-    from genevolve.services.endpoint import OPENAI_KEY
+@cache
+def policy_client(budget: float, folder: Path) -> Client:
+    """Return the policy's server (GENEVOLVE_POLICY_URL), one for a process: asked as much at a time as such servers batch,
+    at any rate, and with patience for a long turn among many."""
+    from genevolve.services.cache import CallCache
+    from genevolve.services.client import Client
+    from genevolve.services.endpoint import OPENAI_KEY, Endpoint
+    from genevolve.services.patience import Patience
 
-    budget = settings.world.budget_usd
-    return client("policy", budget, store(), key=OPENAI_KEY, concurrency=256, rate=0)
+    endpoint = Endpoint.from_environment("policy", key=OPENAI_KEY, concurrency=256, rate=0)
+    patience = Patience(attempts=6, attempt=900, total=3600)
+    return Client(endpoint, CallCache(folder / "calls.sqlite"), budget=budget, account=command(), patience=patience)
 
 
 def make_served(settings: Settings, policy: Path) -> ServedPolicy:
     """Return the policy of a folder as its server plays it; raises PolicyError or ServiceError where it cannot."""
     from genevolve.policy.openai import ServedPolicy
 
-    return ServedPolicy.connect(policy_client(settings), settings.policy.base, policy)
+    return ServedPolicy.connect(policy_client(settings.world.budget_usd, store()), settings.policy.base, policy)
 
 
 def server_card(settings: Settings) -> Path:
@@ -163,7 +162,7 @@ def server_card(settings: Settings) -> Path:
     from genevolve.policy.server import CARDS, write_card
 
     check(settings)
-    return write_card(policy_client(settings), settings.policy.base, CARDS)
+    return write_card(policy_client(settings.world.budget_usd, store()), settings.policy.base, CARDS)
 
 
 @cache

@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from genevolve.agent.rollout import rollouts, trajectory_id
+from genevolve.agent.session import Limits
 from genevolve.files import write_whole
 from genevolve.records import Request, Trajectory
 from genevolve.stages.backends import make_served, make_tools, system_text
@@ -60,9 +62,6 @@ class Served:
         journal: Path | None,
     ) -> list[Trajectory]:
         """Return k scored trajectories per request, grouped by request in the given order; `submit` draws and judges."""
-        from genevolve.agent.rollout import rollouts, trajectory_id
-        from genevolve.agent.session import Limits
-
         policy = self.policy(folder)
         if images is not None:
             write_whole(images / ABOUT, json.dumps(policy.about(), indent=1, sort_keys=True) + "\n")
@@ -71,40 +70,10 @@ class Served:
         about = {"policy": policy.policy_hash, "tokens": policy.tokenizer_hash, "seed": seed, "k": k, "guides": shown}
         about |= {"sampling": {n: v for n, v in asdict(sampling).items() if n != "batch"}}
         diary = None if journal is None else Journal(journal, about)
-        known = {} if diary is None else {i: t for i, t in diary.known.items() if t.termination != "error"}
-        out: dict[str, Trajectory] = {}
-        count = {r.id: k for r in requests}
-        groups: dict[str, list[Trajectory]] = {r.id: [] for r in requests}
-        by_id = {r.id: r for r in requests}
-
-        def scored(t: Trajectory) -> None:
-            out[t.id] = t
-            if diary is not None:
-                diary.add(t)
-            if on_done is not None:
-                on_done(1)
-
-        scoring = Scoring(lambda waiting: submit(waiting, images), at_once, scored)
-
-        def sampled(t: Trajectory, new: bool = True) -> None:
-            if diary is not None and new:
-                diary.add(t)
-            count[t.request_id] -= 1
-            if _finished(t, images):
-                out[t.id] = t
-                if on_done is not None:
-                    on_done(1)
-            else:
-                groups[t.request_id].append(t)
-            if not count[t.request_id] and groups[t.request_id]:
-                scoring.add((by_id[t.request_id], sorted(groups[t.request_id], key=lambda t: t.rollout)))
-
-        ids = [trajectory_id(r, n) for r in requests for n in range(k)]
-        known = {i: known[i] for i in ids if i in known}
-        for t in known.values():
-            sampled(t, new=False)
-        limits = Limits(self.settings.sampling.tool_calls, self.settings.sampling.rounds)
+        table = _Table(requests, k, images, diary, on_done)
+        table.scoring = Scoring(lambda waiting: submit(waiting, images), at_once, table.scored)
         try:
+            table.resume()
             rollouts(
                 policy,
                 requests,
@@ -114,15 +83,70 @@ class Served:
                 seed,
                 system=self.system,
                 guides=guides,
-                limits=limits,
-                on_done=sampled,
-                known=known.keys(),
+                limits=Limits(self.settings.sampling.tool_calls, self.settings.sampling.rounds),
+                on_done=table.sampled,
+                known=table.known,
             )
-            scoring.finish()
+            table.scoring.finish()
         finally:
             if diary is not None:
                 diary.close()
-        return [out[i] for i in ids]
+        return [table.out[i] for i in table.ids]
+
+
+class _Table:
+    """What has been sampled and scored of one `play`; a request's rollouts are scored when the last of them is there."""
+
+    scoring: Scoring
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        k: int,
+        images: Path | None,
+        diary: Journal | None,
+        on_done: Callable[[int], None] | None,
+    ) -> None:
+        self.images, self.diary, self.on_done = images, diary, on_done
+        self.ids = [trajectory_id(r, n) for r in requests for n in range(k)]
+        self.requests = {r.id: r for r in requests}
+        self.missing = {r.id: k for r in requests}
+        self.groups: dict[str, list[Trajectory]] = {r.id: [] for r in requests}
+        self.out: dict[str, Trajectory] = {}
+        self.known: set[str] = set()
+
+    def resume(self) -> None:
+        """Take what the journal has; what a server failed is played again."""
+        found = {} if self.diary is None else self.diary.known
+        for i in self.ids:
+            if i in found and found[i].termination != "error":
+                self.known.add(i)
+                self._take(found[i])
+
+    def sampled(self, t: Trajectory) -> None:
+        if self.diary is not None:
+            self.diary.add(t)
+        self._take(t)
+
+    def scored(self, t: Trajectory) -> None:
+        if self.diary is not None:
+            self.diary.add(t)
+        self._finish(t)
+
+    def _take(self, t: Trajectory) -> None:
+        self.missing[t.request_id] -= 1
+        group = self.groups[t.request_id]
+        if _finished(t, self.images):
+            self._finish(t)
+        else:
+            group.append(t)
+        if group and not self.missing[t.request_id]:
+            self.scoring.add((self.requests[t.request_id], sorted(group, key=lambda t: t.rollout)))
+
+    def _finish(self, t: Trajectory) -> None:
+        self.out[t.id] = t
+        if self.on_done is not None:
+            self.on_done(1)
 
 
 def _finished(t: Trajectory, images: Path | None) -> bool:
