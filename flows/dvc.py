@@ -6,18 +6,23 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from genevolve.errors import StageError
+from genevolve.errors import TRY_LATER, StageError, TryLaterError
 
 IMPORT = "data.dvc"
+RESTORE_ONLY = "GENEVOLVE_RESTORE_ONLY"
+"""Environment variable under which `genevolve stage` refuses to work: another machine has done it."""
+NO_REMOTE = ("no remote specified", "config file error", "unsupported")
+"""What DVC says where sending or fetching again is of no use."""
 BUSY = "Unable to acquire lock"
 WAIT_SECONDS, TRIES = 5.0, 120
 """A busy lock fails at once: another run, or the orphan of a killed one. Wait for it up to ten minutes."""
 
 
 def repro(stage: str) -> None:
-    """Bring one stage up to date and nothing else; raise StageError when it fails."""
+    """Bring one stage up to date and nothing else; raise StageError when it fails, TryLaterError when that may pass."""
     if stage == IMPORT and not Path(IMPORT).exists():  # only before the first dataset was recorded
         _dvc("import-url", "-q", "build/dataset", "data")
         _dvc("unfreeze", "-q", IMPORT)
@@ -25,9 +30,24 @@ def repro(stage: str) -> None:
     _dvc("repro", "-q", "-s", stage)
 
 
-def _dvc(*arguments: str) -> None:
+def restore(stage: str) -> None:
+    """Take a stage's result, made elsewhere, from the remote's run cache; StageError where it is not there."""
+    _dvc("repro", "-q", "-s", "--pull", stage, environment={RESTORE_ONLY: "1"})
+
+
+def push(*targets: str, run_cache: bool = False) -> None:
+    """Send what stages or .dvc files made to the default remote, `run_cache` with the notes that `restore` reads."""
+    _dvc("push", "-q", *(["--run-cache"] if run_cache else []), *targets)
+
+
+def pull(*targets: str) -> None:
+    """Fetch what stages or .dvc files made from the default remote, and put it into place."""
+    _dvc("pull", "-q", *targets)
+
+
+def _dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
     for attempt in range(TRIES):
-        code, errors = _call(arguments)
+        code, errors = _call(arguments, environment or {})
         if code == 0:
             return
         if BUSY not in errors:
@@ -35,7 +55,11 @@ def _dvc(*arguments: str) -> None:
         if attempt == 0:
             print("another run holds DVC's lock; waiting for it to end", file=sys.stderr, flush=True)
         time.sleep(WAIT_SECONDS)
-    raise StageError(f"dvc {' '.join(arguments)}: {_reason(errors) or f'exit code {code}'}")
+    passing = BUSY in errors or f"exited with {TRY_LATER}" in errors
+    if arguments[0] in ("push", "pull"):
+        passing = not any(text in errors for text in NO_REMOTE)
+    kind = TryLaterError if passing else StageError
+    raise kind(f"dvc {' '.join(arguments)}: {_reason(errors) or f'exit code {code}'}")
 
 
 def _reason(errors: str) -> str:
@@ -47,13 +71,15 @@ def _reason(errors: str) -> str:
     return ""
 
 
-def _call(arguments: tuple[str, ...]) -> tuple[int, str]:
+def _call(arguments: tuple[str, ...], more: Mapping[str, str]) -> tuple[int, str]:
     """Run dvc with its output passed on as it comes; return (exit code, what it wrote to stderr)."""
     bin_folder = str(Path(sys.executable).parent)
-    environment = os.environ | {
+    environment = {
+        **os.environ,
         "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         "DVC_NO_ANALYTICS": "1",
+        **more,
     }
     command = [sys.executable, "-m", "dvc", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True, bufsize=0) as process:

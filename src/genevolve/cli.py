@@ -199,6 +199,10 @@ def stage(
     from genevolve.stages.runner import job, run_job
     from genevolve.workspace import Workspace
 
+    if os.environ.get("GENEVOLVE_RESTORE_ONLY"):  # set by flows/dvc.py
+        from genevolve.errors import StageError
+
+        raise StageError(f"the GPU machine's result of {name} {cycle} is not in the DVC remote, and is not made here")
     done = run_job(job(name, cycle, Workspace.with_dvc()))
     typer.echo(
         f"{name} {cycle}: {done['seconds']} s, {done['peak_memory_mb']} MB" + (", kept" if done["skipped"] else "")
@@ -234,7 +238,9 @@ def main() -> None:
             traceback.print_exc()
         else:
             print(f"genevolve: {sentence(error)}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
+        from genevolve.errors import TRY_LATER, may_pass
+
+        sys.exit(TRY_LATER if may_pass(error) else getattr(error, "exit_code", 1))
 
 
 def _close_bars() -> None:

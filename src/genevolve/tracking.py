@@ -46,6 +46,7 @@ class Tracker(Protocol):
     def register_policy(self, folder: Path, metrics: Mapping[str, Any], cycle: str) -> str: ...
     def promote(self, version: str, line: str = "") -> None: ...
     def champion(self, line: str = "") -> str | None: ...
+    def page(self, path: str) -> str: ...
 
 
 def tracker(folder: Path = FOLDER) -> Tracker:
@@ -293,6 +294,11 @@ class MlflowTracker:
         found = self._alias(_alias(CHAMPION, line))
         return None if found is None else str(found.tags.get("cycle", ""))
 
+    def page(self, path: str) -> str:
+        """Return where MLflow's pages show a file of the cycle's run, below their address; "" outside a cycle."""
+        run = os.environ.get(PARENT_VARIABLE)
+        return f"/#/experiments/{self._experiment}/runs/{run}/artifacts/{path}" if run else ""
+
     def policy_folder(self, version: str = CHAMPION) -> Path:
         """Return the folder of a registered policy, by version number or alias; TrackingError where there is none."""
         from mlflow.exceptions import MlflowException
@@ -338,6 +344,9 @@ class NullTracker:
     def promote(self, version: str, line: str = "") -> None: ...
     def champion(self, line: str = "") -> str | None:
         return None
+
+    def page(self, path: str) -> str:
+        return ""
 
 
 def _alias(alias: str, line: str) -> str:
