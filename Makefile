@@ -65,13 +65,13 @@ ui: setup  ## MLflow's pages on this machine, port 5000
 	  --backend-store-uri sqlite:///$(DB) --artifacts-destination mlruns/artifacts
 
 serve: setup  ## Prefect's server, work pools, a worker and MLflow's pages, in the background (POOL=gpu-process-pool: that pool's worker)
-	@$(BIN)/python -m flows.serve start $(if $(POOL),--pool $(POOL) --no-pages)
+	@$(BIN)/python -m genevolve serve $(if $(POOL),--pool $(POOL) --no-pages)
 
 deploy: setup  ## register the deployments of prefect.yaml on that server
-	@$(BIN)/python -m flows.deploy
+	@$(BIN)/python -m genevolve deploy
 
 stop: setup  ## stop what `make serve` started, and nothing else
-	@$(BIN)/python -m flows.serve stop
+	@$(BIN)/python -m genevolve stop
 
 clean:  ## remove what runs leave behind; the ledger, reports, DVC's cache and the MLflow history stay
 	rm -rf build data reports/latest.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -76,9 +76,11 @@ def gate_words(numbers: Mapping[str, Any], gate: Mapping[str, Any], margin: floa
         else f"**{numbers['cycle']} is not promoted; the champion stays.**"
     )
     low_r, high_r = numbers["ci"]
+    reason = numbers.get("gate")  # the gate's own words, where it has some
     return "\n\n".join(
         [
             verdict,
+            *([str(reason)] if reason else []),
             f"On the {gate['n']} requests of the gate half it scores {gate['diff']:+.4f} against {numbers['parent']}, its "
             f"parent, 95% interval [{low:+.4f}, {high:+.4f}]. A policy is promoted when the lower end exceeds {margin:+.4f}.",
             f"On the {numbers['n']} requests of the report half, which decide nothing: {numbers['before']:.4f} before, "

@@ -1,4 +1,4 @@
-"""`python -m flows.deploy` (`make deploy`): register what prefect.yaml says on the server that answers, without questions."""
+"""`genevolve deploy` (`make deploy`): register what prefect.yaml says on the server that answers, without questions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from genevolve.cli import sentence
-from genevolve.errors import GenEvolveError, StageError
+from genevolve.errors import StageError
 from genevolve.operations.addresses import API, call, prefect_api, prefect_version
 from genevolve.operations.daemons import ServeError
 from genevolve.profiles import read_yaml
@@ -62,23 +61,10 @@ def deploy(file: Path = Path("prefect.yaml")) -> list[str]:
             raise StageError(f"prefect deploy did not register '{entry['name']}': {said}")
         when = ", ".join(f"{s.get('cron')} {s.get('timezone', 'UTC')}" for s in entry.get("schedules") or [])
         lines.append(f"{full:<32} {entry['work_pool']['name']:<22} {when or 'by hand'}")
-    return lines
+    return [*lines, "Run one now: prefect deployment run evolution-cycle/nightly --watch"]
 
 
 def _registered(api: str, name: str) -> str:
     found = call(f"{api}/deployments/filter", {"deployments": {"name": {"any_": [name]}}, "limit": 1}) or []
     flow = call(f"{api}/flows/{found[0]['flow_id']}") if found else None
     return f"{flow['name']}/{name}" if flow else ""
-
-
-def main() -> None:
-    try:
-        print("\n".join(deploy()))
-        print("Run one now: prefect deployment run evolution-cycle/nightly --watch")
-    except GenEvolveError as error:
-        print(f"genevolve: {sentence(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from flows.alone import line_of
 from flows.build_dataset import build_dataset
 from flows.evaluate_policy import evaluate_policy
-from flows.nights import line_of
 from flows.parameters import Entry, Overrides, Profile
 from flows.plain import flow
 from genevolve.errors import SettingsError

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from flows import artifacts
+from flows.alone import one_at_a_time
 from flows.build_dataset import build_dataset
 from flows.evaluate_policy import evaluate_policy
 from flows.handover import run_stage_on_gpu
-from flows.nights import one_at_a_time
 from flows.parameters import Overrides, Parent, Profile
 from flows.plain import flow, task
 from flows.stages import run_stage

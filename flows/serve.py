@@ -1,4 +1,4 @@
-"""`python -m flows.serve start|stop` (`make serve`, `make stop`): Prefect's server, work pools, a worker, MLflow's pages.
+"""`genevolve serve`, `genevolve stop` (`make serve`, `make stop`): Prefect's server, work pools, a worker, MLflow's pages.
 
 What answers already is used and left alone; what is missing is started, and noted in .genevolve/serve.json. `stop` ends what
 is noted there and nothing else. Each is waited for until it answers.
@@ -6,7 +6,6 @@ is noted there and nothing else. Each is waited for until it answers.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 import socket
@@ -17,10 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from flows.deploy import POOLS, make_pools
-from genevolve.cli import sentence
+from genevolve.errors import SettingsError
 from genevolve.files import write_whole
 from genevolve.operations import FOLDER
 from genevolve.operations.addresses import (
@@ -37,41 +34,19 @@ from genevolve.operations.addresses import (
     prefect_version,
     refuse_stranger,
 )
-from genevolve.operations.daemons import Daemon, ServeError, spawn, stop, wait_until
+from genevolve.operations.daemons import MLFLOW, SERVER, STATE, Daemon, ServeError, State, spawn, stop, wait_until
 
-STATE = FOLDER / "serve.json"
 TOML = Path("prefect.toml")
 MARK = "# Written by `make serve`, removed by `make stop`: the server that `prefect` talks to in this folder.\n"
-SERVER, MLFLOW, WORKER = "prefect server", "mlflow ui", "worker"
+WORKER = "worker"
 SECONDS = 600.0
 """Most that a start may take on a busy machine."""
 
 
-class State(BaseModel):
-    """Our background processes."""
-
-    model_config = ConfigDict(frozen=True)
-    daemons: tuple[Daemon, ...] = ()
-
-    @classmethod
-    def read(cls) -> State:
-        try:
-            return cls.model_validate_json(STATE.read_text(encoding="utf-8"))
-        except (OSError, ValidationError):
-            return cls()
-
-    def alive(self, name: str) -> Daemon | None:
-        return next((d for d in self.daemons if d.name == name and d.alive()), None)
-
-    def plus(self, daemon: Daemon) -> State:
-        """Return, and write down at once, the state with one more daemon in the place of a dead one of its name."""
-        state = State(daemons=(*(d for d in self.daemons if d.name != daemon.name or d.alive()), daemon))
-        write_whole(STATE, state.model_dump_json(indent=1) + "\n")
-        return state
-
-
 def start(pool: str = POOLS[0], pages: bool = True) -> list[str]:
     """Start or find the server, the pools, a worker of `pool` and, with `pages`, MLflow's; return a line for each."""
+    if pool not in POOLS:
+        raise SettingsError(f"there is no work pool '{pool}'; there are {' and '.join(POOLS)}")
     with _alone():
         state, lines = State.read(), []
         api = prefect_api()
@@ -91,7 +66,7 @@ def start(pool: str = POOLS[0], pages: bool = True) -> list[str]:
         lines.append(f"Worker     {pool}   {how}")
         if pages and (daemon := state.alive(MLFLOW)) is not None:
             wait_until(daemon, lambda: mlflow_version(ui) is not None, SECONDS)
-        return lines
+        return [*lines, f"Logs       {FOLDER / 'logs'}", "Next       make deploy; genevolve status; make stop"]
 
 
 def end() -> list[str]:
@@ -183,22 +158,3 @@ def _toml(api: str) -> None:
     """Tell `prefect` in this folder which server it talks to, unless the user has such a file."""
     if not TOML.exists() or TOML.read_text(encoding="utf-8").startswith(MARK):
         write_whole(TOML, f'{MARK}[api]\nurl = "{api}"\n')
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.serve", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("start", "stop"))
-    parser.add_argument("--pool", choices=POOLS, default=POOLS[0], help="whose worker to start")
-    parser.add_argument("--no-pages", action="store_true", help="without MLflow's pages, as on a GPU machine")
-    args = parser.parse_args()
-    try:
-        print("\n".join(start(args.pool, not args.no_pages) if args.what == "start" else end()))
-        if args.what == "start":
-            print(f"Logs       {FOLDER / 'logs'}\nNext       make deploy; genevolve status; make stop")
-    except Exception as error:
-        print(f"genevolve: {sentence(error)}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
-
-
-if __name__ == "__main__":
-    main()

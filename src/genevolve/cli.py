@@ -164,6 +164,45 @@ def doctor(profile: Profile = None) -> None:
 
 
 @app.command()
+def serve(
+    pool: Annotated[
+        str, typer.Option(help="The work pool whose worker to start: default-process-pool or gpu-process-pool.")
+    ] = "default-process-pool",
+    pages: Annotated[bool, typer.Option("--pages/--no-pages", help="MLflow's pages, too.")] = True,
+) -> None:
+    """Start, or find, Prefect's server, the work pools, a worker and MLflow's pages; wait for each and say where it is."""
+    from flows.serve import start
+
+    typer.echo("\n".join(start(pool, pages)))
+
+
+@app.command()
+def stop() -> None:
+    """Stop what `serve` started, and nothing else."""
+    from flows.serve import end
+
+    typer.echo("\n".join(end()))
+
+
+@app.command()
+def deploy() -> None:
+    """Register the deployments of prefect.yaml on the server."""
+    from flows.deploy import deploy as register
+
+    typer.echo("\n".join(register()))
+
+
+@app.command()
+def status(profile: Profile = None) -> None:
+    """Say in ten lines: champion, last nights, next run, disk, paid calls, and what needs you."""
+    from genevolve.operations.status import status as look
+    from genevolve.profiles import DEFAULT
+
+    name = profile or os.environ.get("GENEVOLVE_PROFILE") or DEFAULT
+    typer.echo("\n".join(look("" if name == DEFAULT else name)))
+
+
+@app.command()
 def world(
     out: Annotated[Path, typer.Option(help="Where the world goes.")] = Path("build/world"),
 ) -> None:

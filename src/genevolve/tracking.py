@@ -294,6 +294,12 @@ class MlflowTracker:
         found = self._alias(_alias(CHAMPION, line))
         return None if found is None else str(found.tags.get("cycle", ""))
 
+    def champion_score(self, line: str = "") -> float | None:
+        """Return the champion's KScore on the report half, as registered; None without a champion or its score."""
+        found = self._alias(_alias(CHAMPION, line))
+        score = None if found is None else found.tags.get("score.after")
+        return None if score is None else float(score)
+
     def page(self, path: str) -> str:
         """Return where MLflow's pages show a file of the cycle's run, below their address; "" outside a cycle."""
         run = os.environ.get(PARENT_VARIABLE)

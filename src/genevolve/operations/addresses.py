@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from genevolve.errors import SettingsError
-from genevolve.operations.daemons import ServeError
+from genevolve.operations.daemons import MLFLOW, SERVER, ServeError, State
 
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = "GENEVOLVE_PREFECT_PORT", "GENEVOLVE_MLFLOW_PORT"
@@ -18,8 +18,8 @@ API = "PREFECT_API_URL"
 
 
 def prefect_api() -> str:
-    """Return $PREFECT_API_URL, else the address on this machine that `make serve` uses."""
-    return os.environ.get(API) or f"http://{HOST}:{_port(PREFECT_PORT, 4200)}/api"
+    """Return $PREFECT_API_URL, else the address on this machine that `make serve` uses or has used."""
+    return os.environ.get(API) or _address(SERVER, PREFECT_PORT, 4200, "/api")
 
 
 def prefect_is_elsewhere() -> bool:
@@ -28,7 +28,14 @@ def prefect_is_elsewhere() -> bool:
 
 
 def mlflow_ui() -> str:
-    return f"http://{HOST}:{_port(MLFLOW_PORT, 5000)}"
+    """Return the address of MLflow's pages on this machine."""
+    return _address(MLFLOW, MLFLOW_PORT, 5000)
+
+
+def _address(name: str, variable: str, default: int, path: str = "") -> str:
+    if variable not in os.environ and (daemon := State.read().alive(name)) is not None:
+        return daemon.url
+    return f"http://{HOST}:{_port(variable, default)}{path}"
 
 
 def _port(variable: str, default: int) -> int:

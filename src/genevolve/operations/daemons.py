@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from genevolve.errors import GenEvolveError
+from genevolve.files import write_whole
+from genevolve.operations import FOLDER
 
 if TYPE_CHECKING:
     import psutil
 
+STATE = FOLDER / "serve.json"
+SERVER, MLFLOW = "prefect server", "mlflow ui"
 TOKEN = "GENEVOLVE_SERVE"
 """Environment variable that marks our processes."""
 
@@ -61,6 +65,29 @@ class Daemon(BaseModel):
         except OSError:
             return ""
         return next((line.strip()[:300] for line in reversed(lines) if any(c.isalpha() for c in line)), "")
+
+
+class State(BaseModel):
+    """Our background processes."""
+
+    model_config = ConfigDict(frozen=True)
+    daemons: tuple[Daemon, ...] = ()
+
+    @classmethod
+    def read(cls) -> State:
+        try:
+            return cls.model_validate_json(STATE.read_text(encoding="utf-8"))
+        except (OSError, ValidationError):
+            return cls()
+
+    def alive(self, name: str) -> Daemon | None:
+        return next((d for d in self.daemons if d.name == name and d.alive()), None)
+
+    def plus(self, daemon: Daemon) -> State:
+        """Return, and write down at once, the state with one more daemon. Dead ones stay: what they started may live on."""
+        state = State(daemons=(*self.daemons, daemon))
+        write_whole(STATE, state.model_dump_json(indent=1) + "\n")
+        return state
 
 
 def spawn(

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec
 from prefect.context import FlowRunContext
 from prefect.states import Cancelled
 
-from genevolve.operations import nights
+from genevolve.operations import journal
 from genevolve.profiles import DEFAULT
 
 P = ParamSpec("P")
@@ -32,16 +32,16 @@ def one_at_a_time(function: Callable[P, dict[str, Any]]) -> Callable[P, dict[str
         given.apply_defaults()
         line = line_of(given.arguments["profile"], given.arguments["use_dvc"])
         if late := too_late(given.arguments["late_minutes"]):
-            nights.skipped(line, late)
+            journal.skipped(line, late)
             return Cancelled(name="Skipped", message=late)
         try:
-            with nights.night(line) as numbers:
+            with journal.night(line) as numbers:
                 numbers.update(function(*args, **kwargs))
                 return dict(numbers)
-        except nights.BusyError as busy:
+        except journal.BusyError as busy:
             if FlowRunContext.get() is None:
                 raise
-            nights.skipped(line, str(busy))
+            journal.skipped(line, str(busy))
             return Cancelled(name="Skipped", message=str(busy))
 
     return guarded
@@ -59,7 +59,7 @@ def too_late(minutes: int | None) -> str:
     run = context.flow_run if context else None
     if minutes is None or run is None or not run.auto_scheduled or run.expected_start_time is None:
         return ""
-    return lateness(run.expected_start_time, nights.now(), minutes)
+    return lateness(run.expected_start_time, journal.now(), minutes)
 
 
 def lateness(expected: datetime, begins: datetime, minutes: int) -> str:
