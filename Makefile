@@ -52,7 +52,7 @@ evolve: setup  ## one evolution cycle, end to end (SEED=n, PROFILE=embedded|tiny
 	@$(BIN)/python -m genevolve evolve --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
 
 test: setup  ## all tests
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 check: setup  ## style, types, layers
 	$(BIN)/ruff check src flows tests benchmarks

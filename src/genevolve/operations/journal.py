@@ -86,6 +86,7 @@ def night(line: str, folder: Path = FOLDER) -> Iterator[dict[str, Any]]:
 
 def skipped(line: str, why: str, folder: Path = FOLDER) -> None:
     """Note that a cycle was not even begun."""
+    folder.mkdir(parents=True, exist_ok=True)
     _note(line, now(), "skipped", why, {}, folder)
 
 
