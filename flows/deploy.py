@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flows.dvc import python_path
 from genevolve.errors import StageError
 from genevolve.operations.addresses import API, call, prefect_api, prefect_version
 from genevolve.operations.daemons import ServeError
@@ -51,7 +52,7 @@ def deploy(file: Path = Path("prefect.yaml")) -> list[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        env={**os.environ, API: api, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "NO_COLOR": "1"},
+        env={**os.environ, API: api, "PYTHONPATH": python_path(), "NO_COLOR": "1"},
     )
     lines = []
     for entry in entries:

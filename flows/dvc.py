@@ -8,10 +8,15 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from genevolve.errors import TRY_LATER, StageError, TryLaterError
+import yaml
 
-IMPORT = "data.dvc"
+from genevolve.errors import MAY_PASS, StageError, TryLaterError
+from genevolve.files import write_whole
+from genevolve.profiles import read_yaml
+
+IMPORT, LOCK = "data.dvc", Path("dvc.lock")
 RESTORE_ONLY = "GENEVOLVE_RESTORE_ONLY"
 """Environment variable under which `genevolve stage` refuses to work: another machine has done it."""
 NO_REMOTE = ("no remote specified", "config file error", "unsupported")
@@ -30,19 +35,32 @@ def repro(stage: str) -> None:
     _dvc("repro", "-q", "-s", stage)
 
 
-def restore(stage: str) -> None:
-    """Take a stage's result, made elsewhere, from the remote's run cache; StageError where it is not there."""
-    _dvc("repro", "-q", "-s", "--pull", stage, environment={RESTORE_ONLY: "1"})
+def confirm(stage: str) -> None:
+    """Raise StageError unless a stage is up to date as DVC sees it; it is not run here."""
+    _dvc("repro", "-q", "-s", stage, environment={RESTORE_ONLY: "1"})
 
 
-def push(*targets: str, run_cache: bool = False) -> None:
-    """Send what stages or .dvc files made to the default remote, `run_cache` with the notes that `restore` reads."""
-    _dvc("push", "-q", *(["--run-cache"] if run_cache else []), *targets)
+def lock_entry(stage: str) -> dict[str, Any]:
+    """Return what dvc.lock says about a stage."""
+    entry: dict[str, Any] = read_yaml(LOCK)["stages"][stage]
+    return entry
+
+
+def adopt(stage: str, entry: Mapping[str, Any]) -> None:
+    """Put what another machine's dvc.lock says about a stage into ours, and fetch the stage's outputs."""
+    lock = read_yaml(LOCK)
+    write_whole(LOCK, yaml.safe_dump({**lock, "stages": {**lock["stages"], stage: dict(entry)}}, sort_keys=False))
+    pull(stage)
+
+
+def push(*targets: str) -> None:
+    """Send what stages or .dvc files made to the default remote."""
+    _dvc("push", *targets)
 
 
 def pull(*targets: str) -> None:
     """Fetch what stages or .dvc files made from the default remote, and put it into place."""
-    _dvc("pull", "-q", *targets)
+    _dvc("pull", *targets)
 
 
 def _dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
@@ -55,11 +73,17 @@ def _dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
         if attempt == 0:
             print("another run holds DVC's lock; waiting for it to end", file=sys.stderr, flush=True)
         time.sleep(WAIT_SECONDS)
-    passing = BUSY in errors or f"exited with {TRY_LATER}" in errors
+    passing = BUSY in errors or _reason(errors).endswith(MAY_PASS)
     if arguments[0] in ("push", "pull"):
         passing = not any(text in errors for text in NO_REMOTE)
     kind = TryLaterError if passing else StageError
     raise kind(f"dvc {' '.join(arguments)}: {_reason(errors) or f'exit code {code}'}")
+
+
+def python_path() -> str:
+    """Return PYTHONPATH for a child: ours, without this folder, which Prefect puts there, and where `dvc` would be this file."""
+    here = Path(__file__).resolve().parent
+    return os.pathsep.join(p for p in sys.path if p and Path(p).resolve() != here)
 
 
 def _reason(errors: str) -> str:
@@ -77,7 +101,7 @@ def _call(arguments: tuple[str, ...], more: Mapping[str, str]) -> tuple[int, str
     environment = {
         **os.environ,
         "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "PYTHONPATH": python_path(),
         "DVC_NO_ANALYTICS": "1",
         **more,
     }

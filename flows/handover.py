@@ -1,8 +1,9 @@
 """A stage on another machine: its inputs go through the DVC remote, and so does its result.
 
 The small machine sends the stage's inputs to the remote and starts the deployment `gpu-stage/gpu-stage`. The worker of the
-GPU work pool takes over the ledger and DVC's notes (texts, as parameters of the run), fetches the inputs, runs the stage and
-sends its result together with DVC's run cache. The small machine then finds the result there as if it had run the stage. Both
+GPU work pool takes over the ledger and DVC's notes (texts, as parameters of the run), fetches the inputs, runs the stage,
+sends its outputs to the remote, and leaves what dvc.lock and the reports say about them (texts again) as an artifact of the
+run. The small machine puts these into place, fetches the outputs, and asks DVC whether the stage is up to date now. Both
 checkouts must hold the same code. A worker that works in the same folder needs nothing of that and runs the stage in place.
 """
 
@@ -12,7 +13,9 @@ import os
 import socket
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from pydantic import BaseModel, ConfigDict
@@ -46,6 +49,15 @@ class Handover(BaseModel):
     """the cycle's run, which a worker in the same folder logs into"""
 
 
+class Result(BaseModel):
+    """What the other machine tells back, besides the outputs in the remote."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    lock: dict[str, Any]
+    """the stage's entry in dvc.lock"""
+    reports: dict[str, str]
+
+
 @task(
     name="stage-on-gpu",
     task_run_name="{name}@{cycle} on the GPU pool",
@@ -67,7 +79,13 @@ def run_stage_on_gpu(name: str, cycle: str, *, workspace: Workspace, use_dvc: bo
     if run.state is None or not run.state.is_completed():
         why = run.state.message if run.state else "it has no state"
         raise StageError(f"{stage} on the GPU pool did not come to its end (run '{run.name}'): {why}")
-    dvc.restore(stage)
+    if (result := _result_of(run.id)) is not None:
+        for path, text in result.reports.items():
+            if path not in _reports(name, cycle, workspace):
+                raise StageError(f"the GPU machine sent a file that is no report of {stage}: {path}")
+            write_whole(Path(path), text)
+        dvc.adopt(stage, result.lock)
+    dvc.confirm(stage)
     return {"seconds": round(run.total_run_time.total_seconds(), 1), **recorded(name, cycle, workspace)}
 
 
@@ -108,8 +126,28 @@ def _gpu_stage(name: str, cycle: str, handover: Handover) -> dict[str, Any]:
     dvc.pull(*inputs_of(cycle, workspace))
     stage = dvc_name(name, cycle, workspace)
     dvc.repro(stage)
-    dvc.push(stage, run_cache=True)
+    dvc.push(stage)
+    reports = {path: Path(path).read_text(encoding="utf-8") for path in _reports(name, cycle, workspace)}
+    # No key: it is for the other machine, not for Prefect's page of artifacts.
+    create_markdown_artifact(Result(lock=dvc.lock_entry(stage), reports=reports).model_dump_json())
     return recorded(name, cycle, workspace)
+
+
+def _reports(name: str, cycle: str, workspace: Workspace) -> list[str]:
+    """Return the paths of a stage's reports: outputs that git keeps and DVC's remote does not."""
+    report = workspace.report(cycle, name)
+    return [path.as_posix() for path in (report, report.with_suffix(".csv"))]
+
+
+def _result_of(run: UUID) -> Result | None:
+    """Return what the GPU machine left for us; None where it worked in this very folder."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    with get_client(sync_client=True) as client:
+        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run]))
+        found = client.read_artifacts(artifact_filter=wanted)
+    return Result.model_validate_json(str(found[-1].data)) if found else None
 
 
 def outgoing() -> Handover:

@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from flows.deploy import POOLS, make_pools
+from flows.dvc import python_path
 from genevolve.errors import SettingsError
 from genevolve.files import write_whole
 from genevolve.operations import FOLDER
@@ -146,7 +147,7 @@ def _spawn(name: str, command: list[str], url: str, more: dict[str, str]) -> Dae
         "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(FOLDER.absolute() / "prefect"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "PYTHONPATH": python_path(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         **more,
     }

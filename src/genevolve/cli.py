@@ -241,7 +241,7 @@ def stage(
     if os.environ.get("GENEVOLVE_RESTORE_ONLY"):  # set by flows/dvc.py
         from genevolve.errors import StageError
 
-        raise StageError(f"the GPU machine's result of {name} {cycle} is not in the DVC remote, and is not made here")
+        raise StageError(f"the GPU machine's result of {name} {cycle} is not here as DVC sees it, and is not made here")
     done = run_job(job(name, cycle, Workspace.with_dvc()))
     typer.echo(
         f"{name} {cycle}: {done['seconds']} s, {done['peak_memory_mb']} MB" + (", kept" if done["skipped"] else "")
@@ -272,14 +272,15 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("genevolve: stopped; the same command goes on from here")
     except Exception as error:
+        from genevolve.errors import MAY_PASS, TRY_LATER, may_pass
+
+        passing = may_pass(error)
         _close_bars()
         if os.environ.get("GENEVOLVE_DEBUG"):
             traceback.print_exc()
         else:
-            print(f"genevolve: {sentence(error)}", file=sys.stderr)
-        from genevolve.errors import TRY_LATER, may_pass
-
-        sys.exit(TRY_LATER if may_pass(error) else getattr(error, "exit_code", 1))
+            print(f"genevolve: {sentence(error).removesuffix(MAY_PASS)}{MAY_PASS if passing else ''}", file=sys.stderr)
+        sys.exit(TRY_LATER if passing else getattr(error, "exit_code", 1))
 
 
 def _close_bars() -> None:

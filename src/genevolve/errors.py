@@ -20,7 +20,9 @@ class StageError(GenEvolveError):
 
 
 TRY_LATER = 75
-"""Exit code (EX_TEMPFAIL of sysexits.h) of an error whose cause may pass by itself; it crosses from a stage's process to DVC's."""
+"""Exit code of an error whose cause may pass by itself (EX_TEMPFAIL of sysexits.h)."""
+MAY_PASS = " (this may pass: try again later)"
+"""Ends its sentence: DVC passes on what a stage says, but not its exit code."""
 
 
 class TryLaterError(GenEvolveError):

@@ -35,9 +35,9 @@ class Machine:
     def __init__(self, folder: Path, project: Path, **environment: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        toys.lay_out(folder, project)
+        (folder / "assets").exists() or toys.lay_out(folder, project)
         for name in ("flows", "src"):
-            (folder / name).symlink_to(project / name)
+            (folder / name).exists() or (folder / name).symlink_to(project / name)
         shutil.copy(project / "prefect.yaml", folder / "prefect.yaml")
         path = [project / "tests" / "flows" / "toy_site", project / "src", project]
         home = folder / "home"
