@@ -20,6 +20,7 @@ At every instant the time belongs to what began last. `share` is what is not sta
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -41,7 +42,7 @@ def innermost(rows: Iterable[Row], begin: float, end: float) -> dict[str, float]
     clipped = [(max(a, begin), min(b, end), a, what) for a, b, what in rows if b > begin and a < end]
     edges = sorted({begin, end, *(a for a, *_ in clipped), *(b for _, b, *_ in clipped)})
     total = dict.fromkeys(KINDS, 0.0)
-    for left, right in zip(edges, edges[1:], strict=False):
+    for left, right in itertools.pairwise(edges):
         open_now = [(true_begin, what) for a, b, true_begin, what in clipped if a <= left and b >= right]
         total[max(open_now)[1] if open_now else "waiting"] += right - left
     return total
