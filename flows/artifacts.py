@@ -1,7 +1,7 @@
 """What a person looks at in Prefect's pages after a night: gate, yields, learning curve, pictures, the way to the report.
 
 Called outside a Prefect run, nothing happens. Pictures travel as data addresses and are kept small: artifacts lie in the
-server's database. They are image artifacts, because the pages show no data address inside markdown.
+server's database.
 """
 
 from __future__ import annotations

@@ -29,7 +29,21 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         if best < 0.5:
             break
     assert done.returncode == 0
-    for command in ("evolve", "ablate", "generate", "bench", "doctor", "pretrain-base", "world", "stage", "promote"):
+    for command in (
+        "evolve",
+        "ablate",
+        "generate",
+        "bench",
+        "doctor",
+        "pretrain-base",
+        "world",
+        "stage",
+        "promote",
+        "serve",
+        "deploy",
+        "stop",
+        "status",
+    ):
         assert command in done.stdout
     assert best < 0.5
 
@@ -47,6 +61,10 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         (("ablate", "--arms", "full,nope"), "there is no arm 'nope'; there are untuned, sft, sft+grpo, full"),
         (("ablate", "--report-only", "--out", "empty"), "There is no result in empty"),
         (("ablate", "--arms", "full"), "There is no dataset at data"),
+        (
+            ("serve", "--pool", "nope"),
+            "there is no work pool 'nope'; there are default-process-pool and gpu-process-pool",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_code_that_is_not_0(

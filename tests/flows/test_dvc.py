@@ -76,6 +76,7 @@ def test_a_stage_runs_once_rests_and_fails_in_a_sentence(
     pipeline(f"echo 'genevolve: no service answers{MAY_PASS}' >&2 && exit 75")
     with pytest.raises(TryLaterError, match=r"copy: no service answers \(this may pass"):
         dvc.repro("copy")
+    Path(".dvc/config").write_text("[core]\n    analytics = false\n")
     with pytest.raises(StageError, match=r"push copy: .*no remote specified"):
         dvc.push("copy")
 
