@@ -45,6 +45,10 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         "rollback",
         "gc",
         "campaign",
+        "serve",
+        "deploy",
+        "stop",
+        "status",
     ):
         assert command in done.stdout
     assert best < 0.5
@@ -68,6 +72,10 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         (("export", "nowhere", "--out", "x"), "nowhere holds no requests.jsonl, so it is no dataset folder"),
         (("rescore", "nowhere", "--dataset", "nowhere"), "There is no bench run in nowhere"),
         (("bench", "--judge", "vlm", "--out", "none"), "There is no bench run in none"),
+        (
+            ("serve", "--pool", "nope"),
+            "there is no work pool 'nope'; there are default-process-pool and gpu-process-pool",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_code_that_is_not_0(

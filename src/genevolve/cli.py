@@ -66,7 +66,8 @@ def evolve(
     _settings(profile, seed, set_)  # a wrong setting is told before anything heavy is imported
     from flows.evolution_cycle import evolution_cycle, table
 
-    typer.echo(table(evolution_cycle(profile, seed, set_, parent or None, dvc, git_commit, git_branch)))
+    numbers = evolution_cycle(profile, seed, set_, parent or None, dvc, git_commit=git_commit, git_branch=git_branch)
+    typer.echo(table(numbers))
 
 
 @app.command()
@@ -260,6 +261,45 @@ def serve_renderer(
 
 
 @app.command()
+def serve(
+    pool: Annotated[
+        str, typer.Option(help="The work pool whose worker to start: default-process-pool or gpu-process-pool.")
+    ] = "default-process-pool",
+    pages: Annotated[bool, typer.Option("--pages/--no-pages", help="MLflow's pages, too.")] = True,
+) -> None:
+    """Start, or find, Prefect's server, the work pools, a worker and MLflow's pages; wait for each and say where it is."""
+    from flows.serve import start
+
+    typer.echo("\n".join(start(pool, pages)))
+
+
+@app.command()
+def stop() -> None:
+    """Stop what `serve` started, and nothing else."""
+    from flows.serve import end
+
+    typer.echo("\n".join(end()))
+
+
+@app.command()
+def deploy() -> None:
+    """Register the deployments of prefect.yaml on the server."""
+    from flows.deploy import deploy as register
+
+    typer.echo("\n".join(register()))
+
+
+@app.command()
+def status(profile: Profile = None) -> None:
+    """Say in ten lines: champion, last nights, next run, disk, paid calls, and what needs you."""
+    from genevolve.operations.status import status as look
+    from genevolve.profiles import DEFAULT
+
+    name = profile or os.environ.get("GENEVOLVE_PROFILE") or DEFAULT
+    typer.echo("\n".join(look("" if name == DEFAULT else name)))
+
+
+@app.command()
 def world(
     out: Annotated[Path, typer.Option(help="Where the world goes.")] = Path("build/world"),
 ) -> None:
@@ -295,6 +335,10 @@ def stage(
     from genevolve.stages.runner import job, run_job
     from genevolve.workspace import Workspace
 
+    if os.environ.get("GENEVOLVE_RESTORE_ONLY"):  # set by flows/dvc.py
+        from genevolve.errors import StageError
+
+        raise StageError(f"the GPU machine's result of {name} {cycle} is not here as DVC sees it, and is not made here")
     done = run_job(job(name, cycle, Workspace.with_dvc()))
     typer.echo(
         f"{name} {cycle}: {done['seconds']} s, {done['peak_memory_mb']} MB" + (", kept" if done["skipped"] else "")
@@ -452,12 +496,15 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("genevolve: stopped; the same command goes on from here")
     except Exception as error:
+        from genevolve.errors import MAY_PASS, TRY_LATER, may_pass
+
+        passing = may_pass(error)
         _close_bars()
         if os.environ.get("GENEVOLVE_DEBUG"):
             traceback.print_exc()
         else:
-            print(f"genevolve: {sentence(error)}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
+            print(f"genevolve: {sentence(error).removesuffix(MAY_PASS)}{MAY_PASS if passing else ''}", file=sys.stderr)
+        sys.exit(TRY_LATER if passing else getattr(error, "exit_code", 1))
 
 
 def _close_bars() -> None:
