@@ -40,6 +40,17 @@ def confirm(stage: str) -> None:
     _dvc("repro", "-q", "-s", stage, environment={RESTORE_ONLY: "1"})
 
 
+def made_by(folder: Path) -> str:
+    """Return the stage that made a folder, or the .dvc file that keeps it; StageError where neither is noted."""
+    file = folder.with_name(f"{folder.name}.dvc")
+    if file.exists():
+        return file.as_posix()
+    for stage, entry in (read_yaml(LOCK).get("stages") or {}).items():
+        if any(out.get("path") == folder.as_posix() for out in entry.get("outs", ())):
+            return str(stage)
+    raise StageError(f"DVC has no record of what made {folder}: run the stage before it")
+
+
 def lock_entry(stage: str) -> dict[str, Any]:
     """Return what dvc.lock says about a stage."""
     entry: dict[str, Any] = read_yaml(LOCK)["stages"][stage]

@@ -161,9 +161,8 @@ def outgoing() -> Handover:
 
 
 def inputs_of(cycle: str, workspace: Workspace) -> list[str]:
-    """Return, in DVC's names, what a cycle's training reads: the dataset, and its parent's policy where it has one."""
+    """Return, in DVC's names, what a cycle's training reads: the dataset, and what holds its parent's policy, if it has one."""
     parent = Ledger.read(workspace.ledger).entry(cycle).parent
     if parent is None:
         return [dvc.IMPORT]
-    grand = Ledger.read(workspace.ledger).entry(parent).parent
-    return [dvc.IMPORT, dvc_name("evolve" if grand else "cold_start", parent, workspace)]
+    return [dvc.IMPORT, dvc.made_by(workspace.trained(parent))]

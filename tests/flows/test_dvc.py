@@ -73,6 +73,9 @@ def test_a_stage_runs_once_rests_and_fails_in_a_sentence(
     pipeline("echo 'genevolve: the disk is full' >&2 && exit 3")
     with pytest.raises(StageError, match=r"copy: the disk is full$"):
         dvc.repro("copy")
+    assert dvc.made_by(Path("out")) == "copy"
+    with pytest.raises(StageError, match="DVC has no record of what made in: run the stage before it"):
+        dvc.made_by(Path("in"))
     pipeline(f"echo 'genevolve: no service answers{MAY_PASS}' >&2 && exit 75")
     with pytest.raises(TryLaterError, match=r"copy: no service answers \(this may pass"):
         dvc.repro("copy")
