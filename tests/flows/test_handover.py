@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,6 +79,17 @@ def test_the_evolve_stage_runs_on_the_gpu_machine_and_its_result_comes_back(two:
     assert json.loads((small.folder / "reports/c001/evolve.json").read_text())["steps"] > 0
     runs = call(f"{gpu.environment['PREFECT_API_URL']}/flow_runs/filter", {"flows": {"name": {"any_": ["gpu-stage"]}}})
     assert [(r["state"]["type"], r["work_pool_name"]) for r in runs] == [("COMPLETED", "gpu-process-pool")]
+
+    # The small machine was stopped before it took the result: the next start gets it, and nothing is trained again.
+    trained = (gpu.folder / "build/c001/.trained.done.json").stat().st_mtime_ns
+    lock = yaml.safe_load((small.folder / "dvc.lock").read_text())
+    del lock["stages"]["evolve@c001"]
+    (small.folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    shutil.rmtree(small.folder / "build/c001/trained")
+    done = small.run(*night)
+    assert done.returncode == 0, done.stdout + done.stderr + small.logs() + gpu.logs()
+    assert weights[0].read_bytes() == b"base-policy 1 evolved"
+    assert (gpu.folder / "build/c001/.trained.done.json").stat().st_mtime_ns == trained
 
 
 def test_what_a_nights_training_reads(tmp_path: Path) -> None:
