@@ -71,7 +71,7 @@ def make_dataset(settings: Settings, world_folder: Path, out: Path) -> Built:
     work = Work(world_folder, seed, settings.world.top_k, partial(_renderer, settings), judge)
     with Workshop(work, settings.sampling.workers) as workshop:
         built = build(settings.dataset, Drawer(make_pools(world, seed), seed), workshop, out / "gt")
-    write_dataset(built, world, out)
+    write_dataset(built, lambda file: world.image(file).encode(), out)
     return built
 
 
