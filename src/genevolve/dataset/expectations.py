@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 from genevolve.records import Difficulty, EvalType, Request, Split, Trajectory
@@ -114,7 +115,8 @@ def check_tables(
 
 
 def _suite(table: str, x: Any, size: int, bounds: Bounds) -> list[Any]:
-    suites = {"requests": _requests_suite, "bench": _bench_suite, "sft": lambda x: _sft_suite(x, bounds)}
+    suites: dict[str, Callable[[Any], list[Any]]]
+    suites = {"requests": _requests_suite, "bench": _bench_suite, "sft": partial(_sft_suite, bounds)}
     return [
         x.ExpectTableRowCountToEqual(value=size),
         x.ExpectColumnValuesToNotBeNull(column="id"),
@@ -155,7 +157,7 @@ def _bench_suite(x: Any) -> list[Any]:
     ]
 
 
-def _sft_suite(x: Any, bounds: Bounds) -> list[Any]:
+def _sft_suite(bounds: Bounds, x: Any) -> list[Any]:
     return [
         x.ExpectColumnValuesToBeUnique(column="request_id"),
         x.ExpectColumnValuesToBeInSet(column="first_role", value_set=["system"]),

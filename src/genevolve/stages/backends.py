@@ -14,6 +14,8 @@ from genevolve.render.ready import check_renderer
 
 if TYPE_CHECKING:
     from genevolve.agent.session import Tools
+    from genevolve.dataset.models.auditor import Auditor, VisualFilter
+    from genevolve.dataset.models.writer import Writer
     from genevolve.experience.embed import Embedder
     from genevolve.experience.summarise import Summariser
     from genevolve.judge.base import ImageJudge, ProgramJudge
@@ -78,7 +80,8 @@ def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request]
     if imported and any(needs_world.values()):
         names = ", ".join(name for name, needed in needs_world.items() if needed)
         raise SettingsError(
-            f"{dataset} was imported and has no embedded world: set {names} to services (docs/data.md), or use a built dataset."
+            f"{dataset} was imported or made with web search and has no embedded world: set {names} to services (docs/data.md), "
+            "or use another dataset."
         )
     if any(needs_world.values()):
         world(dataset)  # a missing one is told here, in a sentence, and not by a process that cannot start
@@ -339,6 +342,98 @@ def make_summariser(settings: Settings) -> Summariser:
     from genevolve.experience.summarise import ContrastSummariser
 
     return ContrastSummariser()
+
+
+def check_data_models(settings: Settings) -> None:
+    """Raise SettingsError, one sentence, where `dataset.teacher: openai` misses something, before anything is paid."""
+    if settings.dataset.guide_fraction:
+        raise SettingsError(
+            "dataset.guide_fraction: guides are the scripted teacher's; set it to 0 with dataset.teacher=openai."
+        )
+    if settings.judge.image != "vlm":
+        raise SettingsError(
+            f"judge.image: {settings.judge.image} knows the requests of the embedded world alone; set it to vlm with "
+            "dataset.teacher=openai."
+        )
+    make_teacher(settings)
+    make_writer(settings)
+    make_auditor(settings, Path())
+    make_filter(settings, Path())
+    teacher_text(settings)
+    check_renderer(settings, processes=1)
+    if uses_web(settings):
+        from genevolve.tools.serper import Service
+
+        Service.from_environment()
+    command()
+
+
+def make_teacher(settings: Settings) -> ServedPolicy:
+    """Return the chat model that plays the trajectories of GenEvolve-Data; its turns are paid once."""
+    from genevolve.policy.openai import ServedPolicy
+    from genevolve.policy.probe import Ability
+
+    chat = _data_chat("teacher", settings)
+    plain = Ability(None, "a teacher speaks in messages")
+    options = settings.dataset.teacher_options
+    return ServedPolicy(chat.client, chat.model, plain, None, ("", ""), family="teacher", options=options)
+
+
+def teacher_text(settings: Settings) -> str:
+    """Return the teacher's system prompt: the student's, and behind it what the student is not told."""
+    from genevolve.dataset.models.asking import prompt_text
+
+    return f"{system_text(settings)}\n\n{prompt_text(settings.dataset.teacher_prompt, 'teacher.md')}"
+
+
+def make_writer(settings: Settings) -> Writer:
+    """Return the model that writes recipes and requests."""
+    from genevolve.dataset.models.asking import Asking, prompt_text
+    from genevolve.dataset.models.writer import Writer, lists
+
+    d = settings.dataset
+    chat, prompt = _data_chat("writer", settings), prompt_text(d.writer_prompt, "writer.md")
+    asking = Asking(chat, prompt, d.writer_temperature, options=d.writer_options)
+    return Writer(asking, lists(d.seeds), settings.seeds.data_seed)
+
+
+def make_auditor(settings: Settings, dataset: Path) -> Auditor:
+    """Return the model that audits the teacher's trajectories."""
+    from genevolve.dataset.models.asking import Asking, prompt_text
+    from genevolve.dataset.models.auditor import Auditor
+
+    d = settings.dataset
+    chat, prompt = _data_chat("auditor", settings), prompt_text(d.auditor_prompt, "auditor.md")
+    return Auditor(Asking(chat, prompt, options=d.auditor_options), partial(_shown_references, dataset))
+
+
+def make_filter(settings: Settings, dataset: Path) -> VisualFilter:
+    """Return the judge's model as the visual filter of ground truths."""
+    from genevolve.dataset.models.asking import Asking, prompt_text
+    from genevolve.dataset.models.auditor import VisualFilter
+
+    j, prompt = settings.judge, prompt_text(settings.dataset.filter_prompt, "filter.md")
+    asking = Asking(_chat("judge", "judge.model", j.model, settings), prompt, 0.0, j.max_tokens, j.options)
+    return VisualFilter(asking, partial(_shown_references, dataset))
+
+
+def _data_chat(name: str, settings: Settings) -> Chat:
+    service, model = data_service(name, settings)
+    return _chat(service, f"dataset.{name}_model", model, settings)
+
+
+def data_service(name: str, settings: Settings) -> tuple[str, str]:
+    """Return (service, model) of `teacher`, `writer` or `auditor`: the teacher's where the name has none of its own."""
+    from genevolve.services.endpoint import variable
+
+    model = str(getattr(settings.dataset, f"{name}_model"))
+    if os.environ.get(variable(name, "URL"), "").strip():
+        return name, model
+    return "teacher", model or settings.dataset.teacher_model
+
+
+def _shown_references(dataset: Path, program: Program) -> list[bytes]:
+    return [picture_bytes(dataset, file) for file in program.files]
 
 
 def reference_bytes(dataset: Path, file: str) -> bytes:
