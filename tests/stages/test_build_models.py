@@ -11,14 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from genevolve.dataset.audit import Audit
+from genevolve.dataset.models.asking import service_of
 from genevolve.dataset.models.writer import Sheet, plain
 from genevolve.dataset.public import SftRow, load_public, load_quarantine, load_requests, load_sft
+from genevolve.dataset.release.exporting import export_dataset
 from genevolve.errors import SettingsError, TryLaterError
 from genevolve.profiles import load
 from genevolve.records import read_jsonl
@@ -27,10 +30,12 @@ from genevolve.settings import Settings
 from genevolve.stages import backends, build
 from genevolve.stages.build_models import kept_picture
 from genevolve.stages.runner import sections_of
+from genevolve.tools.fetch import Fetcher
 from genevolve.tools.world import World
 from tests.dataset.models.script import AUDIT, DOWN, FILTER, Script, kind, said
 from tests.services.chats import PATH, completion
-from tests.tools.web import Server
+from tests.tools.web import Names, Server, picture, send
+from tests.tools.web import said as says_json
 
 SIZES = {"recipes": 120, "sft": 6, "sft_heldout": 2, "evolve": 3, "validation": 2, "bench": 4}
 KINDS = ("recipe", "teacher", "audit", "gt_filter")
@@ -38,7 +43,7 @@ KINDS = ("recipe", "teacher", "audit", "gt_filter")
 
 def with_models(project: Path, **dataset: Any) -> Settings:
     values = {"teacher": "openai", "teacher_model": "big", "guide_fraction": 0, **SIZES, **dataset}
-    over = [f"dataset.{k}={v}" for k, v in values.items()]
+    over = [f"dataset.{k}={json.dumps(v)}" for k, v in values.items()]
     over += ["judge.image=vlm", "judge.program=vlm", "judge.model=eye", "policy.system=system", "sampling.workers=1"]
     over += ["sampling.max_turn_tokens=1000", "sampling.max_context=9000"]
     return load("tiny", overrides=over, path=project / "params.yaml")
@@ -82,7 +87,7 @@ def adds_up(out: Path) -> None:
     """Check that each step's losses stand in the quarantine, and what it kept is the next one's input."""
     rows, lost = yields(out), Counter(q.stage for q in load_quarantine(out))
     names = list(rows)
-    for earlier, later in zip(names[:3], names[1:4], strict=True):
+    for earlier, later in pairwise(names[:4]):
         assert rows[earlier]["kept"] == rows[later]["in"]
     steps = ("de-duplication, length", "teacher", "program checks", "audit")
     for name, step in zip(names, steps, strict=False):
@@ -122,7 +127,8 @@ def test_models_build_a_whole_dataset_and_nothing_is_asked_twice(
     assert any("How an expert works" in m[0]["content"] for m in taught if kind(m) == "teacher")
     for row in load_public(out, "sft"):
         assert isinstance(row, SftRow)
-        assert row.images and all((out / image).is_file() for image in row.images)
+        assert row.images
+        assert all((out / image).is_file() for image in row.images)
     for row in load_public(out, "bench"):
         assert not isinstance(row, SftRow)
         assert (out / row.gt_image).read_bytes().startswith(b"\x89PNG")
@@ -220,6 +226,48 @@ def test_what_cannot_be_used_is_mended_or_left_out_with_its_reason(
     assert any(kind(m) == "audit" and "whole number from 1 to 5" in str(m[-1]["content"]) for m in mended)
 
 
+def test_over_the_web_the_pictures_lie_in_the_dataset_and_the_public_files_hold_them(
+    project: Path, served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"title": "A place", "link": "https://example.org/a", "snippet": "What it is."}
+    found = {"title": "The thing", "imageUrl": "http://pictures.example/a.jpg", "link": "https://example.org/a"}
+    web = Server(
+        {
+            "/search": says_json({"organic": [row]}),
+            "/images": says_json({"images": [found]}),
+            "/a.jpg": send(picture("JPEG", (300, 200))),
+        }
+    )
+    monkeypatch.setenv("GENEVOLVE_SERPER_URL", web.url)
+    monkeypatch.setenv("SERPER_API_KEY", "k")
+    monkeypatch.setattr(backends, "fetcher", lambda: Fetcher(Names(web.port).net))
+    backends.serper.cache_clear()
+    settings, out = with_models(project), tmp_path / "dataset"
+    world = settings.world.model_copy(update={"search": "serper", "image_search": "serper", "budget_usd": 5})
+    settings = settings.model_copy(update={"world": world})
+    with web.running():
+        build.run(settings, out=out)
+        asked = len(web.requests)
+        adds_up(out)
+        assert not (out / "world").exists()
+        shown = {file for r in load_public(out, "sft") if isinstance(r, SftRow) for file in r.images}
+        assert len(shown) == 1
+        assert next(iter(shown)).startswith("web/")
+        assert (out / next(iter(shown))).read_bytes().startswith(b"\xff\xd8")
+        queries = Counter(r[3] for r in web.requests if r[0] == "POST")
+        assert max(queries.values()) == 1, "an equal search is paid once"
+        build.run(settings, out=out)
+        assert len(web.requests) == asked
+    backends.serper.cache_clear()
+    with pytest.raises(SettingsError, match="made with web search and has no embedded world: set world.search"):
+        backends.check_dataset(with_models(project), out)
+    backends.check_dataset(settings, out, load_requests(out, "bench"))
+    counts = export_dataset(out, tmp_path / "public")
+    assert sum(counts.values()) == 17
+    again = load_requests(out, "bench")
+    assert all(r.gold_program and r.gold_program.files for r in again)
+
+
 def test_another_try_takes_the_place_of_one_that_failed(
     project: Path, served: Server, script: Script, tmp_path: Path
 ) -> None:
@@ -278,11 +326,11 @@ def test_services_of_their_own_and_judges_of_pixels(
     project: Path, served: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = with_models(project)
-    assert backends.data_service("auditor", settings) == ("teacher", "big")
+    assert service_of("auditor", settings.dataset) == ("teacher", "big")
     monkeypatch.setenv("GENEVOLVE_AUDITOR_URL", f"{served.url}/v1")
     with pytest.raises(SettingsError, match=r"dataset\.auditor_model is empty: name a model of the auditor service"):
         backends.check_data_models(settings)
-    assert backends.data_service("auditor", with_models(project, auditor_model="m")) == ("auditor", "m")
+    assert service_of("auditor", with_models(project, auditor_model="m").dataset) == ("auditor", "m")
     judged = settings.model_copy(update={"judge": settings.judge.model_copy(update={"image": "pixels"})})
     with pytest.raises(SettingsError, match=r"judge\.image: pixels knows the requests of the embedded world alone"):
         backends.check_data_models(judged)

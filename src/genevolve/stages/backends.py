@@ -418,18 +418,10 @@ def make_filter(settings: Settings, dataset: Path) -> VisualFilter:
 
 
 def _data_chat(name: str, settings: Settings) -> Chat:
-    service, model = data_service(name, settings)
+    from genevolve.dataset.models.asking import service_of
+
+    service, model = service_of(name, settings.dataset)
     return _chat(service, f"dataset.{name}_model", model, settings)
-
-
-def data_service(name: str, settings: Settings) -> tuple[str, str]:
-    """Return (service, model) of `teacher`, `writer` or `auditor`: the teacher's where the name has none of its own."""
-    from genevolve.services.endpoint import variable
-
-    model = str(getattr(settings.dataset, f"{name}_model"))
-    if os.environ.get(variable(name, "URL"), "").strip():
-        return name, model
-    return "teacher", model or settings.dataset.teacher_model
 
 
 def _shown_references(dataset: Path, program: Program) -> list[bytes]:

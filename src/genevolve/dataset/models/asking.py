@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from genevolve.errors import SettingsError, TryLaterError
 from genevolve.judge.verdict import clean, refuse_foreign
 from genevolve.services.chat import Ask, Chat, system, user
 from genevolve.services.client import CallError
+from genevolve.services.endpoint import variable
+from genevolve.settings import DatasetSizes
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
 TRIES = 3
@@ -33,6 +36,14 @@ def prompt_text(file: str, default: str) -> str:
     if not text:
         raise SettingsError(f"The prompt {path} is empty.")
     return text
+
+
+def service_of(name: str, dataset: DatasetSizes) -> tuple[str, str]:
+    """Return (service, model) of `teacher`, `writer` or `auditor`: the teacher's where the name has none of its own."""
+    model = str(getattr(dataset, f"{name}_model"))
+    if os.environ.get(variable(name, "URL"), "").strip():
+        return name, model
+    return "teacher", model or dataset.teacher_model
 
 
 @dataclass(frozen=True)
