@@ -25,6 +25,7 @@ from genevolve.dataset.release.exporting import export_dataset
 from genevolve.errors import SettingsError, TryLaterError
 from genevolve.profiles import load
 from genevolve.records import read_jsonl
+from genevolve.services.cache import BudgetError
 from genevolve.services.patience import Patience
 from genevolve.settings import Settings
 from genevolve.stages import backends, build
@@ -259,7 +260,7 @@ def test_over_the_web_the_pictures_lie_in_the_dataset_and_the_public_files_hold_
         build.run(settings, out=out)
         assert len(web.requests) == asked
     backends.serper.cache_clear()
-    with pytest.raises(SettingsError, match="made with web search and has no embedded world: set world.search"):
+    with pytest.raises(SettingsError, match=r"made with web search and has no embedded world: set world\.search"):
         backends.check_dataset(with_models(project), out)
     backends.check_dataset(settings, out, load_requests(out, "bench"))
     counts = export_dataset(out, tmp_path / "public")
@@ -294,6 +295,21 @@ def test_a_service_that_is_down_ends_the_build_and_it_goes_on_later(
     before = {b for b, n in said(served).items() if kind(json.loads(b)["messages"]) != "audit" and n}
     build.run(settings, out=out)
     assert max(n for b, n in said(served).items() if b in before) == 1
+    adds_up(out)
+
+
+def test_the_budget_stops_the_build_before_it_is_passed(
+    project: Path, served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENEVOLVE_TEACHER_USD_CALL", "0.01")
+    settings, out = with_models(project), tmp_path / "dataset"
+    settings = settings.model_copy(update={"world": settings.world.model_copy(update={"budget_usd": 0.4})})
+    with pytest.raises(BudgetError, match="is used up"):
+        build.run(settings, out=out)
+    assert len(served.requests) == 40
+    settings = settings.model_copy(update={"world": settings.world.model_copy(update={"budget_usd": 40})})
+    build.run(settings, out=out)
+    assert max(said(served).values()) == 1
     adds_up(out)
 
 
