@@ -70,6 +70,30 @@ def evolve(
     typer.echo(table(numbers))
 
 
+@app.command("build")
+def build_data(
+    profile: Profile = None,
+    set_: Set = None,
+    dvc: Annotated[bool | None, typer.Option("--dvc/--no-dvc", help="As for `evolve`.")] = None,
+) -> None:
+    """Build GenEvolve-Data of a profile, unless it is up to date, and print what each step kept."""
+    from genevolve.errors import SettingsError
+    from genevolve.workspace import Workspace
+
+    settings = _settings(profile, None, set_)
+    use_dvc, workspace = Workspace.of(settings.profile, dvc)
+    if set_ and use_dvc:
+        raise SettingsError(
+            "--set: DVC records this dataset with the values of params.yaml; change them, or use --no-dvc"
+        )
+    from flows.build_dataset import build_dataset
+
+    metrics = build_dataset(settings, workspace, use_dvc)["metrics"]
+    for step, row in metrics.get("yields", {}).items():
+        typer.echo(f"{step:<34} {row['in']:>6} {row['kept']:>6}" + (f" (spare {row['spare']})" if row["spare"] else ""))
+    typer.echo(f"{workspace.dataset}: {metrics['digest']}")
+
+
 @app.command()
 def ablate(
     seeds: Annotated[int | None, typer.Option(help="How many seeds (default: what each arm's entry says).")] = None,

@@ -43,11 +43,14 @@ KINDS = ("recipe", "teacher", "audit", "gt_filter")
 
 
 def with_models(project: Path, **dataset: Any) -> Settings:
+    return load("tiny", overrides=with_models_overrides(**dataset), path=project / "params.yaml")
+
+
+def with_models_overrides(**dataset: Any) -> list[str]:
     values = {"teacher": "openai", "teacher_model": "big", "guide_fraction": 0, **SIZES, **dataset}
     over = [f"dataset.{k}={json.dumps(v)}" for k, v in values.items()]
     over += ["judge.image=vlm", "judge.program=vlm", "judge.model=eye", "policy.system=system", "sampling.workers=1"]
-    over += ["sampling.max_turn_tokens=1000", "sampling.max_context=9000"]
-    return load("tiny", overrides=over, path=project / "params.yaml")
+    return [*over, "sampling.max_turn_tokens=1000", "sampling.max_context=9000"]
 
 
 @pytest.fixture
@@ -152,6 +155,23 @@ from genevolve.settings import Settings
 from genevolve.stages import build
 build.run(Settings.model_validate_json(sys.argv[1]), out=Path(sys.argv[2]))
 """
+
+
+def test_the_command_builds_prints_the_yields_and_keeps_what_is_there(
+    project: Path, served: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
+    command = [sys.executable, "-m", "genevolve", "build", "--profile", "tiny"]
+    for setting in with_models_overrides():
+        command += ["--set", setting]
+    environment = {**os.environ, "GENEVOLVE_TRACKING": "off"}
+    first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stderr
+    assert "audit on six dimensions" in first.stdout
+    adds_up(tmp_path / "build/tiny/dataset")
+    asked = len(served.requests)
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stdout, len(served.requests)) == (0, first.stdout, asked)
 
 
 @pytest.mark.parametrize("dying", ["teacher", "audit", "gt_filter"])
