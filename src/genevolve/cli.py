@@ -77,6 +77,8 @@ def build_data(
     dvc: Annotated[bool | None, typer.Option("--dvc/--no-dvc", help="As for `evolve`.")] = None,
 ) -> None:
     """Build GenEvolve-Data of a profile, unless it is up to date, and print what each step kept."""
+    import json
+
     from genevolve.errors import SettingsError
     from genevolve.workspace import Workspace
 
@@ -89,8 +91,9 @@ def build_data(
     from flows.build_dataset import build_dataset
 
     metrics = build_dataset(settings, workspace, use_dvc)["metrics"]
-    for step, row in metrics.get("yields", {}).items():
-        typer.echo(f"{step:<34} {row['in']:>6} {row['kept']:>6}" + (f" (spare {row['spare']})" if row["spare"] else ""))
+    for row in json.loads((workspace.dataset / "yields.json").read_text(encoding="utf-8")):
+        spare = f" (spare {row['spare']})" if row.get("spare") else ""
+        typer.echo(f"{row['stage']:<34} {row['in']:>6} {row['kept']:>6}{spare}")
     typer.echo(f"{workspace.dataset}: {metrics['digest']}")
 
 

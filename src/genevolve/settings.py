@@ -136,6 +136,7 @@ class DatasetSizes(Section):
     writer_temperature: float = Field(default=1.0, ge=0, le=2)
     """Of the writer. [ours]"""
     writer_options: dict[str, Any] = {}
+    """As `teacher_options`."""
     seeds: str = ""
     """A JSON file with the categories, families and places that seeds are drawn from; empty: ours
     (dataset/prompts/seeds.json)."""
@@ -144,6 +145,7 @@ class DatasetSizes(Section):
     auditor_prompt: str = ""
     """A Markdown file with the auditor's prompt; empty: ours (dataset/prompts/auditor.md)."""
     auditor_options: dict[str, Any] = {}
+    """As `teacher_options`."""
     filter_prompt: str = ""
     """A Markdown file by which the judge's model filters ground truths; empty: ours (dataset/prompts/filter.md)."""
     imported: str | None = None

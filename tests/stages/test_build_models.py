@@ -30,6 +30,7 @@ from genevolve.services.patience import Patience
 from genevolve.settings import Settings
 from genevolve.stages import backends, build
 from genevolve.stages.build_models import kept_picture
+from genevolve.stages.data_models import check_data_models
 from genevolve.stages.runner import sections_of
 from genevolve.tools.fetch import Fetcher
 from genevolve.tools.world import World
@@ -365,11 +366,11 @@ def test_services_of_their_own_and_judges_of_pixels(
     assert service_of("auditor", settings.dataset) == ("teacher", "big")
     monkeypatch.setenv("GENEVOLVE_AUDITOR_URL", f"{served.url}/v1")
     with pytest.raises(SettingsError, match=r"dataset\.auditor_model is empty: name a model of the auditor service"):
-        backends.check_data_models(settings)
+        check_data_models(settings)
     assert service_of("auditor", with_models(project, auditor_model="m").dataset) == ("auditor", "m")
     judged = settings.model_copy(update={"judge": settings.judge.model_copy(update={"image": "pixels"})})
     with pytest.raises(SettingsError, match=r"judge\.image: pixels knows the requests of the embedded world alone"):
-        backends.check_data_models(judged)
+        check_data_models(judged)
 
 
 def test_a_fingerprint_knows_the_teachers_limits_and_the_embedded_one_is_as_it_was(project: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from genevolve.errors import SettingsError
 from genevolve.settings import Settings
-from genevolve.stages.backends import WORLD, check_data_models
+from genevolve.stages.backends import WORLD
 
 if TYPE_CHECKING:
     from genevolve.dataset.build import Built
@@ -30,6 +30,8 @@ def run(settings: Settings, *, out: Path, imported: Path | None = None) -> dict[
 
     models = settings.dataset.teacher == "openai"
     if imported is None and models:
+        from genevolve.stages.data_models import check_data_models
+
         check_data_models(settings)
     elif imported is None:
         _refuse_services(settings)

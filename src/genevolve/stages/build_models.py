@@ -32,18 +32,14 @@ from genevolve.render.base import RenderJob
 from genevolve.settings import Settings
 from genevolve.stages.backends import (
     WORLD,
-    make_auditor,
-    make_filter,
     make_renderer,
-    make_teacher,
     make_tools,
-    make_writer,
     reference_bytes,
     store,
     system_text,
-    teacher_text,
 )
 from genevolve.stages.build import JOURNAL
+from genevolve.stages.data_models import make_auditor, make_filter, make_teacher, make_writer, teacher_text
 from genevolve.stages.journal import Journal
 
 if TYPE_CHECKING:
