@@ -30,7 +30,7 @@ export MALLOC_TRIM_THRESHOLD_ := 1073741824
 # Idle threads sleep instead of spinning: on a busy machine two spinning teams of threads starve each other.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup evolve test check ui clean
+.PHONY: help setup evolve test check ui serve deploy stop clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -52,7 +52,7 @@ evolve: setup  ## one evolution cycle, end to end (SEED=n, PROFILE=embedded|tiny
 	@$(BIN)/python -m genevolve evolve --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
 
 test: setup  ## all tests
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 check: setup  ## style, types, layers
 	$(BIN)/ruff check src flows tests benchmarks
@@ -63,6 +63,15 @@ check: setup  ## style, types, layers
 ui: setup  ## MLflow's pages on this machine, port 5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --port 5000 \
 	  --backend-store-uri sqlite:///$(DB) --artifacts-destination mlruns/artifacts
+
+serve: setup  ## Prefect's server, work pools, a worker and MLflow's pages, in the background (POOL=gpu-process-pool: that pool's worker)
+	@$(BIN)/python -m genevolve serve $(if $(POOL),--pool $(POOL) --no-pages)
+
+deploy: setup  ## register the deployments of prefect.yaml on that server
+	@$(BIN)/python -m genevolve deploy
+
+stop: setup  ## stop what `make serve` started, and nothing else
+	@$(BIN)/python -m genevolve stop
 
 clean:  ## remove what runs leave behind; the ledger, reports, DVC's cache and the MLflow history stay
 	rm -rf build data reports/latest.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -10,17 +10,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows import git
+from flows import artifacts, git
+from flows.alone import one_at_a_time
 from flows.build_dataset import build_dataset
 from flows.evaluate_policy import evaluate_policy
 from flows.gate import gate
+from flows.handover import run_stage_on_gpu
 from flows.housekeeping import collect_garbage
 from flows.night import open_cycle
+from flows.parameters import Overrides, Parent, Profile
 from flows.plain import flow, task
 from flows.stages import run_stage
 from genevolve.errors import SettingsError
 from genevolve.files import write_whole
 from genevolve.ledger import Ledger
+from genevolve.operations.addresses import mlflow_ui
 from genevolve.profiles import load
 from genevolve.settings import Settings
 from genevolve.tracking import Tracker, tracker
@@ -28,22 +32,32 @@ from genevolve.workspace import Workspace
 
 
 @flow(name="evolution-cycle")
+@one_at_a_time
 def evolution_cycle(
-    profile: str | None = None,
+    profile: Profile = None,
     seed: int | None = None,
-    overrides: list[str] | None = None,
-    parent: str | None = None,
+    overrides: Overrides = None,
+    parent: Parent = None,
     use_dvc: bool | None = None,
+    gpu: bool = False,
+    late_minutes: int | None = None,
     git_commit: bool = False,
     git_branch: str = "nights",
     collect: bool = False,
 ) -> dict[str, Any]:
     """Run a cycle end to end, or go on where it was, and return what reports/latest.json says.
 
-    `parent`: None evolves the profile's own cold start, cNNN or "champion" opens a night from there (flows/night.py).
-    `use_dvc` None: for the embedded profile; other profiles keep all under build/PROFILE and rerun what changed themselves.
-    `git_commit`: put ledger, lock file and metrics on `git_branch`, which must not be checked out. `collect`: remove what
-    retention does not keep, as `genevolve gc --yes` does, at the end.
+    Args:
+        profile: A profile of params.yaml; empty: $GENEVOLVE_PROFILE, then embedded.
+        seed: The run's seed: training, sampling, the generator's guesses. Empty: the profile's.
+        overrides: Single values in place of the profile's, each written section.key=value.
+        parent: Empty evolves the profile's own cold start; "champion" or cNNN opens a night from there (flows/night.py).
+        use_dvc: Let DVC decide what is up to date. Empty: for the profile embedded; others keep all under build/PROFILE.
+        gpu: Run the evolve stage in the work pool for GPUs; needs DVC and, on two machines, a DVC remote.
+        late_minutes: A scheduled run that begins more than so many minutes late is skipped. Empty: never.
+        git_commit: Put ledger, lock file and metrics on `git_branch` at the end.
+        git_branch: The branch for that; it must not be checked out.
+        collect: Remove what retention does not keep, as `genevolve gc --yes` does, at the end.
     """
     settings = load(profile, seed=seed, overrides=overrides or ())
     use_dvc, workspace = Workspace.of(settings.profile, use_dvc)
@@ -62,7 +76,8 @@ def evolution_cycle(
         first = "root" if root in ledger.roots else "cold_start"
         done[first] = run_stage(first, root, workspace=workspace, use_dvc=use_dvc)
         done["bench_before"] = evaluate_policy(start, workspace, use_dvc)
-        done["evolve"] = run_stage("evolve", cycle, workspace=workspace, use_dvc=use_dvc)
+        evolve = run_stage_on_gpu if gpu else run_stage
+        done["evolve"] = evolve("evolve", cycle, workspace=workspace, use_dvc=use_dvc)
         done["bench"] = evaluate_policy(cycle, workspace, use_dvc)
         decision = gate(cycle, workspace, settings, done["bench"]["metrics"], track, use_dvc)
         numbers = publish(cycle, workspace, settings, done, decision, track)
@@ -112,6 +127,9 @@ def publish(
     }
     write_whole(workspace.latest, json.dumps(numbers, indent=1) + "\n")
     track.log_metrics(numbers)
+    track.log_files([p for p in (workspace.bench(cycle) / "report.html",) if p.exists()], "report")
+    link = mlflow_ui() + track.page("report/report.html")
+    artifacts.show(numbers, decision, workspace, link)
     return numbers
 
 

@@ -7,15 +7,28 @@ from typing import Any
 
 from flows import dvc
 from flows.plain import task
-from genevolve.errors import StageError
+from genevolve.errors import StageError, may_pass
 from genevolve.settings import Settings
 from genevolve.stages.runner import job, run_job
 from genevolve.workspace import Workspace
 
 _DVC_NAMES = {"build": "build", "data": dvc.IMPORT}
+RETRY_AFTER = (60, 600, 3600)
+"""Seconds. A stage goes on where it was, so a retry costs little; a service that is down for an hour is waited for."""
 
 
-@task(name="stage", task_run_name="{name}@{cycle}")
+def can_help(task: Any, run: Any, state: Any) -> bool:
+    """Tell Prefect whether to try a failed stage again: a held lock or a service may come back, a wrong setting stays wrong."""
+    return isinstance(state.data, BaseException) and may_pass(state.data)
+
+
+@task(
+    name="stage",
+    task_run_name="{name}@{cycle}",
+    retries=len(RETRY_AFTER),
+    retry_delay_seconds=list(RETRY_AFTER),
+    retry_condition_fn=can_help,
+)
 def run_stage(
     name: str, cycle: str = "", *, workspace: Workspace, settings: Settings | None = None, use_dvc: bool = False
 ) -> dict[str, Any]:

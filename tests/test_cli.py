@@ -29,23 +29,11 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         if best < 0.5:
             break
     assert done.returncode == 0
-    for command in (
-        "evolve",
-        "ablate",
-        "generate",
-        "bench",
-        "doctor",
-        "pretrain-base",
-        "world",
-        "stage",
-        "promote",
-        "import",
-        "export",
-        "rescore",
-        "rollback",
-        "gc",
-        "campaign",
-    ):
+    commands = (
+        "evolve build ablate generate bench doctor pretrain-base world stage promote import export rescore rollback gc"
+        " campaign serve deploy stop status"
+    )
+    for command in commands.split():
         assert command in done.stdout
     assert best < 0.5
 
@@ -55,6 +43,8 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
     [
         (("evolve", "--profile", "nope"), "has no profile 'nope'; it has embedded, tiny, paper"),
         (("evolve", "--set", "sampling.k=0"), "sampling.k"),
+        (("build", "--profile", "paper"), "dataset.teacher_model is empty: name a model of the teacher service"),
+        (("build", "--set", "dataset.sft=10"), "change them, or use --no-dvc"),
         (("generate", "a giraffe", "--profile", "nope"), "nope"),
         (("stage", "evolve", "--cycle", "c999"), "the ledger has no cycle 'c999'"),
         (("stage", "juggle", "--cycle", "c001"), "there is no stage 'juggle'"),
@@ -68,6 +58,10 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
         (("export", "nowhere", "--out", "x"), "nowhere holds no requests.jsonl, so it is no dataset folder"),
         (("rescore", "nowhere", "--dataset", "nowhere"), "There is no bench run in nowhere"),
         (("bench", "--judge", "vlm", "--out", "none"), "There is no bench run in none"),
+        (
+            ("serve", "--pool", "nope"),
+            "there is no work pool 'nope'; there are default-process-pool and gpu-process-pool",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_code_that_is_not_0(

@@ -30,7 +30,14 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["genevolve.cli", "genevolve.profiles", "genevolve.ledger", "genevolve.tracking", "genevolve.stages.runner"],
+    [
+        "genevolve.cli",
+        "genevolve.profiles",
+        "genevolve.ledger",
+        "genevolve.tracking",
+        "genevolve.stages.runner",
+        "genevolve.operations.status",
+    ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(module: str) -> None:
     assert loaded_by(f"import {module}").isdisjoint(HEAVY)

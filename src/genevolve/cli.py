@@ -66,7 +66,35 @@ def evolve(
     _settings(profile, seed, set_)  # a wrong setting is told before anything heavy is imported
     from flows.evolution_cycle import evolution_cycle, table
 
-    typer.echo(table(evolution_cycle(profile, seed, set_, parent or None, dvc, git_commit, git_branch)))
+    numbers = evolution_cycle(profile, seed, set_, parent or None, dvc, git_commit=git_commit, git_branch=git_branch)
+    typer.echo(table(numbers))
+
+
+@app.command("build")
+def build_data(
+    profile: Profile = None,
+    set_: Set = None,
+    dvc: Annotated[bool | None, typer.Option("--dvc/--no-dvc", help="As for `evolve`.")] = None,
+) -> None:
+    """Build GenEvolve-Data of a profile, unless it is up to date, and print what each step kept."""
+    import json
+
+    from genevolve.errors import SettingsError
+    from genevolve.workspace import Workspace
+
+    settings = _settings(profile, None, set_)
+    use_dvc, workspace = Workspace.of(settings.profile, dvc)
+    if set_ and use_dvc:
+        raise SettingsError(
+            "--set: DVC records this dataset with the values of params.yaml; change them, or use --no-dvc"
+        )
+    from flows.build_dataset import build_dataset
+
+    metrics = build_dataset(settings, workspace, use_dvc)["metrics"]
+    for row in json.loads((workspace.dataset / "yields.json").read_text(encoding="utf-8")):
+        spare = f" (spare {row['spare']})" if row.get("spare") else ""
+        typer.echo(f"{row['stage']:<34} {row['in']:>6} {row['kept']:>6}{spare}")
+    typer.echo(f"{workspace.dataset}: {metrics['digest']}")
 
 
 @app.command()
@@ -112,7 +140,9 @@ def generate(
     request: Annotated[str, typer.Argument(help="What to draw, in plain English.")],
     policy: Annotated[
         str,
-        typer.Option(help="A registered version or alias, a policy's folder, or ORG/NAME of the Hugging Face cache."),
+        typer.Option(
+            help="A registered version or alias, a policy's folder, ORG/NAME of the Hugging Face cache, or 'server'."
+        ),
     ] = "champion",
     out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("picture.png"),
     dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder: its world is searched.")] = Path("data"),
@@ -122,7 +152,7 @@ def generate(
 ) -> None:
     """Answer one request with a registered policy: picture, program and trajectory."""
     settings = _settings(profile, seed, set_)
-    folder = _policy(policy)
+    folder = _policy(policy, settings)
     from genevolve.stages import generate as stage
 
     for line in stage.run(settings, question=request, policy=folder, out=out, dataset=dataset):
@@ -133,7 +163,9 @@ def generate(
 def bench(
     policy: Annotated[
         str,
-        typer.Option(help="A registered version or alias, a policy's folder, or ORG/NAME of the Hugging Face cache."),
+        typer.Option(
+            help="A registered version or alias, a policy's folder, ORG/NAME of the Hugging Face cache, or 'server'."
+        ),
     ] = "champion",
     out: Annotated[Path, typer.Option(help="Folder of the scores, pictures and trajectories.")] = Path("build/bench"),
     dataset: Annotated[Path, typer.Option(help="A GenEvolve-Data folder.")] = Path("data"),
@@ -154,7 +186,7 @@ def bench(
 
         typer.echo(json.dumps(rescore.run(settings, judge=judge, bench=out, dataset=dataset), indent=1))
         return
-    folder = _policy(policy)
+    folder = _policy(policy, settings)
     from genevolve.stages.runner import Job, run_job
 
     inputs = {"dataset": dataset, "policy": folder, "baseline": None}
@@ -211,9 +243,13 @@ def rescore(
     typer.echo(json.dumps(found, indent=1))
 
 
-def _policy(name: str) -> Path:
+def _policy(name: str, settings: Settings) -> Path:
     if Path(name).is_dir():
         return Path(name)
+    if name == "server" and settings.policy.backend == "openai":
+        from genevolve.stages.backends import server_card
+
+        return server_card(settings)
     if "/" in name:  # a model of the Hugging Face cache, or a folder that is not there
         from genevolve.training.checkpoint import find_policy
 
@@ -249,6 +285,45 @@ def serve_renderer(
     from genevolve.stages.serve_renderer import run
 
     run(settings, host=host, port=port, gpus=gpus, queue=queue, say=lambda line: typer.echo(line, err=True))
+
+
+@app.command()
+def serve(
+    pool: Annotated[
+        str, typer.Option(help="The work pool whose worker to start: default-process-pool or gpu-process-pool.")
+    ] = "default-process-pool",
+    pages: Annotated[bool, typer.Option("--pages/--no-pages", help="MLflow's pages, too.")] = True,
+) -> None:
+    """Start, or find, Prefect's server, the work pools, a worker and MLflow's pages; wait for each and say where it is."""
+    from flows.serve import start
+
+    typer.echo("\n".join(start(pool, pages)))
+
+
+@app.command()
+def stop() -> None:
+    """Stop what `serve` started, and nothing else."""
+    from flows.serve import end
+
+    typer.echo("\n".join(end()))
+
+
+@app.command()
+def deploy() -> None:
+    """Register the deployments of prefect.yaml on the server."""
+    from flows.deploy import deploy as register
+
+    typer.echo("\n".join(register()))
+
+
+@app.command()
+def status(profile: Profile = None) -> None:
+    """Say in ten lines: champion, last nights, next run, disk, paid calls, and what needs you."""
+    from genevolve.operations.status import status as look
+    from genevolve.profiles import DEFAULT
+
+    name = profile or os.environ.get("GENEVOLVE_PROFILE") or DEFAULT
+    typer.echo("\n".join(look("" if name == DEFAULT else name)))
 
 
 @app.command()
@@ -289,6 +364,10 @@ def stage(
     from genevolve.stages.runner import job, run_job
     from genevolve.workspace import Workspace
 
+    if os.environ.get("GENEVOLVE_RESTORE_ONLY"):  # set by flows/dvc.py
+        from genevolve.errors import StageError
+
+        raise StageError(f"the GPU machine's result of {name} {cycle} is not here as DVC sees it, and is not made here")
     done = run_job(job(name, cycle, Workspace.with_dvc()))
     typer.echo(
         f"{name} {cycle}: {done['seconds']} s, {done['peak_memory_mb']} MB" + (", kept" if done["skipped"] else "")
@@ -446,12 +525,15 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("genevolve: stopped; the same command goes on from here")
     except Exception as error:
+        from genevolve.errors import MAY_PASS, TRY_LATER, may_pass
+
+        passing = may_pass(error)
         _close_bars()
         if os.environ.get("GENEVOLVE_DEBUG"):
             traceback.print_exc()
         else:
-            print(f"genevolve: {sentence(error)}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
+            print(f"genevolve: {sentence(error).removesuffix(MAY_PASS)}{MAY_PASS if passing else ''}", file=sys.stderr)
+        sys.exit(TRY_LATER if passing else getattr(error, "exit_code", 1))
 
 
 def _close_bars() -> None:

@@ -109,9 +109,31 @@ def _profile(profile: str | None) -> Iterator[Finding]:
         found = any(base.glob("*.safetensors"))
         blocks = "the cold start: `genevolve pretrain-base` makes one"
         yield Finding("base policy", found, str(base), blocks)
+    if settings.policy.backend == "openai":
+        yield _policy_server(settings)
     yield _search_service(settings)
     yield from _generator(settings)
     yield from _models(settings)
+
+
+def _policy_server(settings: Settings) -> Finding:
+    """Say whether the policy's server is named, and what it says it serves; of the key no more than that it is there."""
+    from genevolve.policy.server import look_once
+    from genevolve.services.endpoint import OPENAI_KEY, Endpoint
+
+    name, needs = "policy server", "every rollout: generate, bench, evolve"
+    try:
+        endpoint = Endpoint.from_environment("policy", key=OPENAI_KEY)
+    except SettingsError as e:
+        return Finding(
+            name, False, str(e).partition(": ")[0], f"{needs}: export GENEVOLVE_POLICY_URL=http://HOST:8000/v1"
+        )
+    key = "with a key" if endpoint.key is not None else "without a key"
+    try:
+        served = look_once(endpoint)
+    except GenEvolveError as e:
+        return Finding(name, False, f"{endpoint.url}, {key}: {e}", f"{needs}: start it (docs/gpu.md)")
+    return Finding(name, True, f"{endpoint.url}, {key}; serves {', '.join(served[:4])}")
 
 
 def _search_service(settings: Settings) -> Finding:
@@ -145,6 +167,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
         yield _chat_service("judge", "judge.model", j.model, blocks)
     if e.summariser == "openai":
         yield _chat_service("summariser", "experience.model", e.model, "bundles, so every guide: docs/judge.md")
+    yield from _data_models(settings)
     if e.embedder == "qwen3":
         found = _embedder_there(e.embedder_model)
         said = f"{e.embedder_model}{'' if found else ' is no folder and not in the Hugging Face cache'}"
@@ -159,6 +182,25 @@ def _models(settings: Settings) -> Iterator[Finding]:
         if file:
             yield Finding(
                 setting, Path(file).is_file(), file, "whatever reads it: give a Markdown file, or leave it empty"
+            )
+
+
+def _data_models(settings: Settings) -> Iterator[Finding]:
+    """Say whether the models that make GenEvolve-Data are there: the teacher, and writer and auditor where they are others."""
+    d = settings.dataset
+    if d.teacher != "openai" or d.imported:
+        return
+    from genevolve.dataset.models.asking import service_of
+
+    services = {name: service_of(name, d) for name in ("teacher", "writer", "auditor")}
+    for name, (service, model) in services.items():
+        if name == "teacher" or (service, model) != services["teacher"]:
+            what = "" if service == name else f" ({name})"
+            yield _chat_service(service, f"dataset.{name}_model", model, f"building data{what}: docs/data.md")
+    for setting in ("teacher_prompt", "writer_prompt", "auditor_prompt", "filter_prompt", "seeds"):
+        if file := getattr(d, setting):
+            yield Finding(
+                f"dataset.{setting}", Path(file).is_file(), file, "building data: give a file, or leave it empty"
             )
 
 

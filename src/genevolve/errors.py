@@ -17,3 +17,20 @@ class SettingsError(GenEvolveError):
 
 class StageError(GenEvolveError):
     """A stage could not run: an input is missing, or a program that it calls failed."""
+
+
+TRY_LATER = 75
+"""Exit code of an error whose cause may pass by itself (EX_TEMPFAIL of sysexits.h)."""
+MAY_PASS = " (this may pass: try again later)"
+"""Ends its sentence: DVC passes on what a stage says, but not its exit code."""
+
+
+class TryLaterError(GenEvolveError):
+    """The same call may succeed later, with nothing changed: a lock is held, a service is down. Worth a retry."""
+
+    exit_code = TRY_LATER
+
+
+def may_pass(error: BaseException) -> bool:
+    """Return whether a retry can help: an error of that kind, or a database that another process holds."""
+    return getattr(error, "exit_code", 1) == TRY_LATER or "database is locked" in str(error)

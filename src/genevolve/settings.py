@@ -40,7 +40,23 @@ RANKS_ONLY = (
 """Fields of the cold start that its trainer `ranks` alone knows."""
 
 LATER = {
-    "dataset": ("imported",),
+    "dataset": (
+        "imported",
+        "teacher_model",
+        "teacher_prompt",
+        "teacher_tries",
+        "teacher_temperature",
+        "teacher_options",
+        "writer_model",
+        "writer_prompt",
+        "writer_temperature",
+        "writer_options",
+        "seeds",
+        "auditor_model",
+        "auditor_prompt",
+        "auditor_options",
+        "filter_prompt",
+    ),
     "judge": ("rubric", "program_rubric", "max_tokens", "options"),
     "experience": ("model", "prompt", "options", "embedder_model"),
     "render": ("text_model", "steps", "true_cfg"),
@@ -57,7 +73,11 @@ OF_NIGHTS = {"cycle": ("curriculum", "night")}
 UNRECORDED = {"bench": ("split_margin", "split_rows"), "cycle": ("campaign",)}
 """Fields that no stage reads: what the gate and housekeeping go by. They stand in no recipe and no fingerprint at all."""
 
-FILES = {"judge": ("rubric", "program_rubric"), "experience": ("prompt",)}
+FILES = {
+    "dataset": ("teacher_prompt", "writer_prompt", "seeds", "auditor_prompt", "filter_prompt"),
+    "judge": ("rubric", "program_rubric"),
+    "experience": ("prompt",),
+}
 """Fields that name a file of the user's: its content counts in a fingerprint."""
 
 
@@ -96,7 +116,38 @@ class DatasetSizes(Section):
     guide_fraction: float = Field(ge=0, le=1)
     """Share of SFT trajectories that carry a Current-Task Decision Guide and follow it. [ours]: .3"""
     teacher: Literal["scripted", "openai"]
-    """Who writes the trajectories."""
+    """Who makes the data: scripts over the embedded world, or models (docs/data.md): GENEVOLVE_TEACHER_URL plays the
+    trajectories, GENEVOLVE_WRITER_URL writes requests and GENEVOLVE_AUDITOR_URL audits, both the teacher's where not set."""
+    teacher_model: str = ""
+    """What the teacher's service calls its model."""
+    teacher_prompt: str = ""
+    """A Markdown file that the teacher reads behind the policy's system prompt, and the records do not show; empty: ours
+    (dataset/prompts/teacher.md)."""
+    teacher_tries: int = Field(default=1, ge=1, le=8)
+    """Trajectories of one request until one passes checks and audit; the first that does is taken. [ours]"""
+    teacher_temperature: float = Field(default=0.7, ge=0, le=2)
+    """Of the teacher's turns; top-p is .95. [ours]"""
+    teacher_options: dict[str, Any] = {}
+    """Further fields of the requests to the teacher (`reasoning_effort`); null takes one out (`seed`)."""
+    writer_model: str = ""
+    """The model that writes recipes and requests; empty: the teacher's."""
+    writer_prompt: str = ""
+    """A Markdown file with the writer's prompt; empty: ours (dataset/prompts/writer.md)."""
+    writer_temperature: float = Field(default=1.0, ge=0, le=2)
+    """Of the writer. [ours]"""
+    writer_options: dict[str, Any] = {}
+    """As `teacher_options`."""
+    seeds: str = ""
+    """A JSON file with the categories, families and places that seeds are drawn from; empty: ours
+    (dataset/prompts/seeds.json)."""
+    auditor_model: str = ""
+    """The model with eyes that audits; empty: the teacher's."""
+    auditor_prompt: str = ""
+    """A Markdown file with the auditor's prompt; empty: ours (dataset/prompts/auditor.md)."""
+    auditor_options: dict[str, Any] = {}
+    """As `teacher_options`."""
+    filter_prompt: str = ""
+    """A Markdown file by which the judge's model filters ground truths; empty: ours (dataset/prompts/filter.md)."""
     imported: str | None = None
     """A folder that `genevolve import` made: the build stage takes it instead of building; the sizes above do not count."""
 
@@ -108,7 +159,7 @@ class Policy(Section):
     """`local`: transformers, tokens in and out; `openai`: any OpenAI-compatible server."""
     base: str
     """What the cold start begins from: a folder of the project, or a model of the local Hugging Face cache, ORG/NAME or
-    ORG/NAME@REVISION."""
+    ORG/NAME@REVISION. Of a server: which model of it is asked, and whose tokenizer is read."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:[0-9]+)?)$")
     """Where `local` samples: cpu, cuda, or cuda:1."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

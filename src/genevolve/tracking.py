@@ -57,6 +57,7 @@ class Tracker(Protocol):
     def moves(self, line: str = "") -> list[dict[str, str]]: ...
     def policy_folder(self, version: str) -> Path: ...
     def policies(self) -> list[tuple[str, str, Path]]: ...
+    def page(self, path: str) -> str: ...
 
 
 def tracker(folder: Path = FOLDER) -> Tracker:
@@ -351,6 +352,17 @@ class MlflowTracker:
         found = self._client.search_model_versions(f"name = '{MODEL}'", max_results=10_000)
         return [(str(v.version), str(v.tags.get("cycle", "")), Path(v.source)) for v in found]
 
+    def champion_score(self, line: str = "") -> float | None:
+        """Return the champion's KScore on the report half, as registered; None without a champion or its score."""
+        found = self._alias(_alias(CHAMPION, line))
+        score = None if found is None else found.tags.get("score.after")
+        return None if score is None else float(score)
+
+    def page(self, path: str) -> str:
+        """Return where MLflow's pages show a file of the cycle's run, below their address; "" outside a cycle."""
+        run = os.environ.get(PARENT_VARIABLE)
+        return f"/#/experiments/{self._experiment}/runs/{run}/artifacts/{path}" if run else ""
+
     def policy_folder(self, version: str = CHAMPION) -> Path:
         """Return the folder of a registered policy, by version number or alias; TrackingError where there is none."""
         from mlflow.exceptions import MlflowException
@@ -407,6 +419,9 @@ class NullTracker:
 
     def policies(self) -> list[tuple[str, str, Path]]:
         return []
+
+    def page(self, path: str) -> str:
+        return ""
 
 
 def _alias(alias: str, line: str) -> str:

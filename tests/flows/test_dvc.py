@@ -14,7 +14,7 @@ from flows import dvc
 from flows.housekeeping import collect_garbage
 from flows.night import start_campaign
 from flows.stages import dvc_name, run_stage
-from genevolve.errors import StageError
+from genevolve.errors import MAY_PASS, StageError, TryLaterError
 from genevolve.ledger import Ledger
 from genevolve.profiles import load
 from genevolve.tracking import NullTracker
@@ -71,7 +71,11 @@ def test_the_pipeline_unrolls_the_ledger(folder: Path, project: Path) -> None:
         assert edge in dag
 
 
-def test_a_stage_runs_once_rests_and_fails_in_a_sentence(folder: Path) -> None:
+def test_a_stage_runs_once_rests_and_fails_in_a_sentence(
+    folder: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(project / "flows")  # as Prefect does in a run of a deployment: our dvc.py is not DVC
+
     def pipeline(command: str) -> None:
         stage = {"cmd": command, "deps": ["in"], "outs": ["out"]}
         Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"copy": stage}}))
@@ -85,6 +89,12 @@ def test_a_stage_runs_once_rests_and_fails_in_a_sentence(folder: Path) -> None:
     pipeline("echo 'genevolve: the disk is full' >&2 && exit 3")
     with pytest.raises(StageError, match=r"copy: the disk is full$"):
         dvc.repro("copy")
+    pipeline(f"echo 'genevolve: no service answers{MAY_PASS}' >&2 && exit 75")
+    with pytest.raises(TryLaterError, match=r"copy: no service answers \(this may pass"):
+        dvc.repro("copy")
+    Path(".dvc/config").write_text("[core]\n    analytics = false\n")
+    with pytest.raises(StageError, match=r"push copy: .*no remote specified"):
+        dvc.push("copy")
 
 
 @pytest.mark.faults

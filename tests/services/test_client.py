@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -310,3 +311,54 @@ def test_a_service_that_refuses_the_first_calls_ends_the_command_and_one_that_ha
     for a in range(9, 20):
         with pytest.raises(CallError):
             client.post("/do", {"a": a}, read)
+
+
+def test_free_calls_reach_the_ledger_together_and_at_the_latest_when_the_client_is_closed(play: Any) -> None:
+    client, server, _ = play([status(500), said({"n": 3})], rate=0)
+    for _ in range(3):
+        assert client.post("/do", {}, read, free=True) == 3
+    assert len(server.requests) == 4
+    client.close()
+    spent = client.cache.spent("judge")
+    assert (spent.calls, spent.tokens, spent.cost) == (4, 21, 0), "a row an attempt"
+    client.post("/do", {}, read, free=True)
+    deadline = time.monotonic() + 20
+    while client.cache.spent("judge").calls < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert client.cache.spent("judge").calls == 5, "within a second or so by itself"
+
+
+def test_free_is_not_free_where_calls_have_a_price(play: Any) -> None:
+    client, _, _ = play(said({"n": 3}), usd_call=1.0, budget=0.5)
+    with pytest.raises(BudgetError):
+        client.post("/do", {}, read, free=True)
+
+
+def test_no_rate_asks_no_queue(play: Any) -> None:
+    client, _, slept = play(said({"n": 3}), rate=0)
+    for a in range(3):
+        client.post("/do", {"a": a}, read)
+    assert slept == []
+
+
+def test_a_look_says_the_status_and_is_not_charged(play: Any) -> None:
+    client, server, slept = play([status(503, Retry_After="2"), said({"n": 3})], usd_call=1.0)
+    server.script["/elsewhere"] = [status(404, b"<html>")]
+    assert loop.run(client.look("/do")) == (200, {"n": 3})
+    assert loop.run(client.look("/elsewhere", {"a": 1}, root=True)) == (404, None)
+    assert [(m, p) for m, p, *_ in server.requests] == [("GET", "/v1/do")] * 2 + [("POST", "/elsewhere")]
+    assert slept == [2.0]
+    assert client.cache.spent().calls == 0
+    server.script["/v1/do"] = [status(401)]
+    with pytest.raises(ServiceError, match="refused the key"):
+        loop.run(client.look("/do"))
+    server.script["/v1/do"] = [status(500)]
+    with pytest.raises(CallError, match="HTTP 500"):
+        loop.run(client.look("/do"))
+
+
+def test_a_path_beside_the_base_urls_v1(play: Any) -> None:
+    client, server, _ = play(said({"n": 3}))
+    server.script["/do"] = [said({"n": 4})]
+    assert client.post("/do", {}, read, root=True) == 4
+    assert client.post("/do", {}, read) == 3

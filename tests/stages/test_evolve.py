@@ -122,8 +122,8 @@ def test_generate_draws_a_picture_or_says_why_not(few: Settings, dataset: Path, 
         list(generate.run(few, question="Draw a cat.", policy=base, out=picture, dataset=tmp_path))
 
 
-def test_a_backend_that_is_not_built_is_refused_in_one_sentence_before_any_process_starts(dataset: Path) -> None:
-    with pytest.raises(SettingsError, match="not built yet"):
+def test_a_backend_that_is_not_set_up_is_refused_in_one_sentence_before_any_process_starts(dataset: Path) -> None:
+    with pytest.raises(SettingsError, match="GENEVOLVE_POLICY_URL"):
         Crew(load("paper"), dataset)
 
 

@@ -49,6 +49,10 @@ class Server:
 
             do_POST = do_GET
 
+            def end_headers(self) -> None:
+                self.send_header("Connection", "close")  # as it is: a client must not take it for one to use again
+                super().end_headers()
+
             def log_message(self, *arguments: Any) -> None:
                 pass
 

@@ -21,7 +21,7 @@ TAGS = (
 
 def escape(text: str) -> str:
     """Return outside text that can hold no tag and no chat token: `<` becomes a look-alike, control characters a space."""
-    cleaned = "".join(c if c.isprintable() else " " for c in text)
+    cleaned = text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
     return cleaned.replace("<", "‹").replace(">", "›")
 
 

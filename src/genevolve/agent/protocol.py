@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,7 @@ MAX_REFERENCES = 2
 TOOLS_CLOSED = "This is the last round: no tool can be called, only an <answer> is read."
 
 _TAG = re.compile(r"<[ \t]{0,8}(/?)[ \t]{0,8}(" + "|".join(TAGS) + r")(?![a-z_])[^<>]{0,80}>?", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # Unicode's Cc but for the three that text has
 _ID = re.compile(r"IMG_[0-9]{3}")
 
 
@@ -188,7 +188,7 @@ def _text(value: Any, what: str, limit: int, empty: bool = False) -> str:
         raise _Bad(f"{what} is empty.")
     if len(text) > limit:
         raise _Bad(f"{what} is longer than {limit} characters.")
-    if not _encodable(text) or any(unicodedata.category(c) == "Cc" and c not in "\n\r\t" for c in text):
+    if not _encodable(text) or _CONTROL.search(text):
         raise _Bad(f"{what} holds characters that are not text.")
     if "<|" in text or _TAG.search(text):
         raise _Bad(f"{what} holds a tag.")

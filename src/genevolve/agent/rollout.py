@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from genevolve.agent.session import Limits, Session, Tools
 from genevolve.agent.system import system_prompt
@@ -22,19 +22,22 @@ def rollouts(
     guides: Mapping[str, str] | None = None,
     limits: Limits | None = None,
     on_done: Callable[[Trajectory], None] | None = None,
+    known: Container[str] = (),
 ) -> list[Trajectory]:
     """Return k trajectories per request, grouped by request in the given order.
 
     `system` is the text of a prompt file, marker included; `guides` (request id -> text) are put into it for the requests
     that have one: never in bench rollouts, and in training ones only under `sampling.guide_to_student`; else the student
     stands alone. `on_done` is told of each
-    trajectory as it ends, for progress and for resuming.
+    trajectory as it ends, for progress and for resuming; those whose id is `known` are not played.
     """
     played: list[tuple[Request, int, Session]] = []
     jobs = []
     for request in requests:
         text = system_prompt(system, (guides or {}).get(request.id))
         for rollout in range(k):
+            if trajectory_id(request, rollout) in known:
+                continue
             session = Session(tools, limits)
             first, question = session.start(request.question, text)
             show = _shown(session) if tools.show else None
@@ -56,13 +59,19 @@ def _shown(session: Session) -> Callable[[], Sequence[tuple[str, str]]]:
     return lambda: session.pictures
 
 
+def trajectory_id(request: Request, rollout: int) -> str:
+    return f"{request.id}-{rollout}"
+
+
 def _trajectory(
     request: Request, rollout: int, session: Session, sampled: Sampled, policy: Policy, sampling: Sampling
 ) -> Trajectory:
+    if sampled.failed:
+        session.stop("error", sampled.failed)
     if not session.finished:
         session.stop("length", sampled.overlong or "The policy stopped before the trajectory had ended.")
     return Trajectory(
-        id=f"{request.id}-{rollout}",
+        id=trajectory_id(request, rollout),
         request_id=request.id,
         rollout=rollout,
         question=request.question,

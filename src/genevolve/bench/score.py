@@ -24,7 +24,7 @@ class BenchRow:
 
     request: Request
     score: Score | None
-    """None is *missing*: no program, no picture, or a judge that failed"""
+    """None is *missing*: no program, no picture, or a judge or a policy's server that failed"""
     valid: bool = True
     """False: the policy made no valid program, so there was nothing to draw"""
     trajectory: Trajectory | None = None
@@ -53,7 +53,7 @@ def bench_rows(requests: Sequence[Request], trajectories: Iterable[Trajectory]) 
             rows.append(BenchRow(request, None, valid=False))
         for _, t in sorted(group.items()):
             score = t.reward.image if t.reward else None
-            rows.append(BenchRow(request, score, t.program is not None, t))
+            rows.append(BenchRow(request, score, t.program is not None or t.termination == "error", t))
     return rows
 
 

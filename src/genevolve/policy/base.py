@@ -44,7 +44,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Sampled:
-    """The tokens of one conversation: prompt [P]; completion, mask and logprobs [C] as in records.Trajectory."""
+    """The tokens of one conversation: prompt [P]; completion, mask and logprobs [C] as in records.Trajectory.
+
+    All four are empty where a server gave no exact tokens with the log-probs that training needs.
+    """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
@@ -54,6 +57,8 @@ class Sampled:
     """why the conversation was cut before its end, in a sentence; empty when `step` ended it"""
     pictures: tuple[Picture, ...] = ()
     """what the policy was shown among the completion's tokens"""
+    failed: str = ""
+    """why it broke off through no doing of the policy's (its server), in a sentence; such a record is missing, not bad"""
 
 
 class Policy(Protocol):

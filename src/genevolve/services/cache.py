@@ -16,7 +16,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,12 @@ class CallCache:
         """Count a call that was free and whose answer is not kept."""
         with self._turn() as connection:
             _note(connection, backend, seconds, 0, 0.0, cached=False)
+
+    def note_free(self, backend: str, calls: Sequence[tuple[float, int]]) -> None:
+        """Count free calls, (seconds, tokens) each, whose answers are not kept; one transaction for all."""
+        with self._turn(write=True) as connection:
+            for seconds, tokens in calls:
+                _note(connection, backend, seconds, tokens, 0.0, cached=False)
 
     def next_turn(self, backend: str, per_second: float, now: float, units: float = 1) -> float:
         """Take the next place in a queue of `per_second` calls, shared by all processes; return the seconds to wait.

@@ -13,14 +13,19 @@ import hashlib
 import json
 import random
 import re
+import ssl
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import httpx
+from pydantic_core import from_json
 
 from genevolve.services import loop
 from genevolve.services.cache import CallCache, call_key
@@ -29,6 +34,8 @@ from genevolve.services.patience import AGAIN, Patience, retry_after
 
 T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
+IDLE = 30.0
+"""Seconds a connection is kept that nobody uses."""
 FIRST = 8
 """So many calls refused as they are, and none answered, end the command: all others would be refused, too."""
 SAID = 300
@@ -92,10 +99,13 @@ class Client:
         self.patience = patience or Patience(attempts=6, attempt=300, total=1800)
         self._sleep, self._draw, self._now = sleep, draw, now
         self._disk = ThreadPoolExecutor(1, "ledger")
-        self._wire: httpx.AsyncClient | None = None
+        self._idle: list[httpx.AsyncClient] = []
+        self._closing: set[asyncio.Task[None]] = set()
         self._room: asyncio.Semaphore | None = None
         self._owner: object = None
         self._flights: dict[str, asyncio.Future[Any]] = {}
+        self._free: list[tuple[float, int]] = []
+        self._written = weakref.finalize(self, _write_free, cache, endpoint.name, self._free)  # at the latest, at exit
         self._proved, self._refused = False, 0
 
     def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], Paid], **how: Any) -> Any:
@@ -111,19 +121,24 @@ class Client:
         family: str = "",
         tokens_in: int = 0,
         tokens_out: int = 0,
+        free: bool = False,
+        root: bool = False,
     ) -> Any:
         """POST `body` as JSON (a DataUrl stands for a string) to the base URL + `path`; return what `read` makes of the answer.
 
-        `read` raises BadAnswer for an answer it cannot use. `family` names the kind of call: a call of a family is paid
-        once, its value kept for ever under service, path and body; without one nothing is kept. The two numbers are the
-        most tokens the call may take: they are reserved in the budget and in the token rate. Raises CallError when this
-        call failed, ServiceError and BudgetError when the command cannot go on.
+        `root`: the path stands beside the base URL's /v1. `read` raises BadAnswer for an answer it cannot use. `family` names
+        the kind of call: a call of a family is paid once, its value kept for ever under service, path and body; without one
+        nothing is kept. The two numbers are the most tokens the call may take: they are reserved in the budget and in the
+        token rate. `free`: the call costs nothing, so no budget is asked before it is made, and the ledger hears of it within
+        a second. Raises CallError when this call failed, ServiceError and BudgetError when the command cannot go on.
         """
         name = self.endpoint.name
-        light, content = _packed(body)
-        arguments = {"url": self.endpoint.url, "path": path, "body": json.loads(light) if family else None}
+        url = self.root if root else self.endpoint.url
         price = self.endpoint.cost(tokens_in, tokens_out)
-        work = _Ask(path, content, arguments, read, family, tokens_in + tokens_out, price)
+        free = free and not price and not family
+        light, content = _packed(body)
+        arguments = {"url": url, "path": path, "body": json.loads(light) if family else None}
+        work = _Ask(f"{url}{path}", content, arguments, read, family, tokens_in + tokens_out, price, free)
         if not family:
             return await self._paid(work)
         key = call_key(family, name, arguments)
@@ -149,7 +164,7 @@ class Client:
 
     async def _paid(self, ask: _Ask) -> Any:
         """Make the call, again where that may help; store and return its value."""
-        async with self._open()[1]:
+        async with self._open():
             deadline = time.monotonic() + self.patience.total
             for attempt in range(1, self.patience.attempts + 1):
                 deadline += await self._queue(ask.tokens)  # waiting in our own queue is no fault of the service
@@ -165,23 +180,21 @@ class Client:
 
     async def _attempt(self, ask: _Ask, deadline: float) -> Any:
         """Make the call once, charged before it is made; raise _Lost where another attempt may help."""
+        if ask.free:
+            return await self._free_attempt(ask, deadline)
         call = await self._disk_call(self.cache.reserve, self.endpoint.name, self.account, ask.price, self.budget)
         start = time.monotonic()
         seconds = max(0.001, min(deadline - start, self.patience.attempt))
         cost = ask.price  # after a failure in the middle the service may have counted it, and so do we
         try:
-            status, headers, answer = await _exchange(
-                self._open()[0], f"{self.endpoint.url}{ask.path}", ask.content, self.endpoint.headers(), seconds
-            )
+            status, headers, answer = await _exchange(self, ask.url, ask.content, self.endpoint.headers(), seconds)
             if status == 200:
                 paid = ask.read(_json(answer))
                 self._proved = True
                 await self._disk_call(self._keep, ask, paid, call, time.monotonic() - start)
                 return paid.value
             cost = 0.0
-            if status not in AGAIN:
-                raise self._refusal(status, answer)
-            raise _Lost(f"HTTP {status}", wait=retry_after(headers, self._now(), self.patience.longest_wait))
+            raise self._failure(status, headers, answer)
         except BadAnswer as e:
             await self._disk_call(self._settle, call, time.monotonic() - start, cost)
             raise _Lost(str(e)) from None
@@ -189,6 +202,67 @@ class Client:
             cost = 0.0 if isinstance(e, _Lost) and e.free else cost
             await self._disk_call(self._settle, call, time.monotonic() - start, cost)
             raise
+
+    async def _free_attempt(self, ask: _Ask, deadline: float) -> Any:
+        """As `_attempt`, for a call without a price whose answer is not kept: it touches no database, for a policy's server
+        is asked hundreds of times a second. The ledger has its row within a second."""
+        start = time.monotonic()
+        seconds = max(0.001, min(deadline - start, self.patience.attempt))
+        tokens = 0
+        try:
+            status, headers, answer = await _exchange(self, ask.url, ask.content, self.endpoint.headers(), seconds)
+            if status != 200:
+                raise self._failure(status, headers, answer)
+            paid = ask.read(_json(answer))
+            self._proved = True
+            tokens = paid.tokens
+            return paid.value
+        except BadAnswer as e:
+            raise _Lost(str(e)) from None
+        finally:
+            if not self._free:
+                asyncio.get_running_loop().call_later(1.0, self._disk.submit, self.write_free)
+            self._free.append((time.monotonic() - start, tokens))
+
+    def write_free(self) -> None:
+        """Write the free calls that the ledger has no row of yet."""
+        _write_free(self.cache, self.endpoint.name, self._free)
+
+    def _failure(self, status: int, headers: Mapping[str, str], answer: bytes) -> Exception:
+        if status not in AGAIN:
+            return self._refusal(status, answer)
+        return _Lost(f"HTTP {status}", wait=retry_after(headers, self._now(), self.patience.longest_wait))
+
+    async def look(self, path: str, body: Mapping[str, Any] | None = None, *, root: bool = False) -> tuple[int, Any]:
+        """Return (status, JSON or None) of a GET, or of a POST where there is a body: what a server is and can do.
+
+        `root`: the path stands beside the base URL's /v1. Asked again as other calls are, never charged. Raises ServiceError for a refused
+        key, CallError when no answer comes.
+        """
+        base = self.root if root else self.endpoint.url
+        content = None if body is None else json.dumps(body).encode()
+        reason = ""
+        for attempt in range(1, self.patience.attempts + 1):
+            wait = 0.0
+            try:
+                status, headers, answer = await _exchange(
+                    self, f"{base}{path}", content, self.endpoint.headers(), min(60, self.patience.attempt)
+                )
+                if status in (401, 402, 403):
+                    raise self._refusal(status, answer)
+                if status not in AGAIN:
+                    return status, _json_or_none(answer)
+                reason, wait = f"HTTP {status}", retry_after(headers, self._now(), self.patience.longest_wait)
+            except _Lost as e:
+                reason = e.reason
+            if attempt < self.patience.attempts:
+                await self._sleep(self.patience.pause(attempt, wait, self._draw()))
+        raise CallError(f"the {self.endpoint.name} service does not answer ({reason})")
+
+    @property
+    def root(self) -> str:
+        """The base URL without /v1: where servers keep what is not OpenAI's."""
+        return self.endpoint.url.removesuffix("/v1")
 
     def _keep(self, ask: _Ask, paid: Paid, call: int, seconds: float) -> None:
         cost = ask.price if paid.cost is None else paid.cost
@@ -222,7 +296,9 @@ class Client:
     async def _queue(self, tokens: int) -> float:
         """Wait for this call's turn: calls a second, and tokens a minute, over all processes; return the seconds waited."""
         e = self.endpoint
-        turn = await self._disk_call(self.cache.next_turn, e.name, e.rate, self._now(), 1)
+        turn = 0.0
+        if e.rate:
+            turn = await self._disk_call(self.cache.next_turn, e.name, e.rate, self._now(), 1)
         if e.tokens_per_minute and tokens:
             speed = e.tokens_per_minute / 60
             turn = max(
@@ -236,35 +312,55 @@ class Client:
         """Run a call of the ledger's database off the event loop: it may wait for another process."""
         return await asyncio.get_running_loop().run_in_executor(self._disk, work, *arguments)
 
-    def _open(self) -> tuple[httpx.AsyncClient, asyncio.Semaphore]:
-        """Return the connections of the running loop; they belong to one loop."""
+    def _open(self) -> asyncio.Semaphore:
+        """Return the room for calls of the running loop, to which the connections belong."""
         running = asyncio.get_running_loop()
-        if self._wire is None or self._room is None or self._owner is not running:
-            limits = httpx.Limits(max_connections=self.endpoint.concurrency, max_keepalive_connections=None)
-            host = httpx.URL(self.endpoint.url).host
-            proxies = host not in ("localhost", "127.0.0.1", "::1")
-            self._wire = httpx.AsyncClient(limits=limits, timeout=None, trust_env=proxies)
-            self._room, self._owner = asyncio.Semaphore(self.endpoint.concurrency), running
-        return self._wire, self._room
+        if self._room is None or self._owner is not running:
+            self._idle, self._owner = [], running
+            self._room = asyncio.Semaphore(self.endpoint.concurrency)
+        return self._room
+
+    @contextmanager
+    def _connection(self) -> Iterator[httpx.AsyncClient]:
+        """Lend a client with a pool of one connection, the one used last if it is idle. A pool of many looks through all of
+        its connections at every call: at 64 calls under way that was two thirds of our CPU."""
+        self._open()
+        if self._idle:
+            lent = self._idle.pop()
+        else:
+            proxies = httpx.URL(self.endpoint.url).host not in ("localhost", "127.0.0.1", "::1")
+            one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE)
+            lent = httpx.AsyncClient(limits=one, timeout=None, trust_env=proxies, verify=_tls())
+        try:
+            yield lent
+        except BaseException:  # cut off in the middle: whatever state it is in, nobody uses it again
+            closing = asyncio.get_running_loop().create_task(lent.aclose())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            raise
+        self._idle.append(lent)
 
     def close(self) -> None:
         """Close the connections; the client opens new ones when it is used again."""
-        wire, self._wire = self._wire, None
-        if wire is not None and self._owner is loop.current():
-            loop.run(wire.aclose())
+        self.write_free()
+        idle, self._idle = self._idle, []
+        if idle and self._owner is loop.current():
+            for wire in idle:
+                loop.run(wire.aclose())
 
 
 @dataclass(frozen=True)
 class _Ask:
     """One call, ready to be sent."""
 
-    path: str
+    url: str
     content: bytes
     arguments: Mapping[str, Any]
     read: Callable[[Any], Paid]
     family: str
     tokens: int
     price: float
+    free: bool
 
 
 class _Lost(Exception):
@@ -276,24 +372,33 @@ class _Lost(Exception):
 
 
 async def _exchange(
-    wire: httpx.AsyncClient, url: str, content: bytes, headers: Mapping[str, str], seconds: float
+    client: Client, url: str, content: bytes | None, headers: Mapping[str, str], seconds: float
 ) -> tuple[int, dict[str, str], bytes]:
-    """Send one POST; return status, headers (lower-case names) and body, all within `seconds` and MOST_BYTES."""
+    """Send one POST, or a GET without `content`; return status, headers (lower-case names) and body, all within `seconds`
+    and MOST_BYTES."""
     sent = {**headers, "content-type": "application/json", "accept": "application/json"}
+    method = "GET" if content is None else "POST"
     try:
-        async with asyncio.timeout(seconds), wire.stream("POST", url, content=content, headers=sent) as got:
-            body = bytearray()
-            async for chunk in got.aiter_bytes():
-                body += chunk
-                if len(body) > MOST_BYTES:
-                    raise _Lost("more bytes than allowed")
-            return got.status_code, {k.lower(): v for k, v in got.headers.items()}, bytes(body)
+        with client._connection() as wire:
+            async with asyncio.timeout(seconds), wire.stream(method, url, content=content, headers=sent) as got:
+                body = bytearray()
+                async for chunk in got.aiter_bytes():
+                    body += chunk
+                    if len(body) > MOST_BYTES:
+                        raise _Lost("more bytes than allowed")
+                return got.status_code, {k.lower(): v for k, v in got.headers.items()}, bytes(body)
     except TimeoutError:
         raise _Lost("time") from None
     except (httpx.ConnectError, httpx.ConnectTimeout):
         raise _Lost("no connection", free=True) from None
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError):
         raise _Lost("connection") from None
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return the verifying TLS context, made once in a process: it takes 20 ms."""
+    return httpx.create_ssl_context()
 
 
 def _packed(body: Mapping[str, Any]) -> tuple[str, bytes]:
@@ -320,9 +425,22 @@ def _packed(body: Mapping[str, Any]) -> tuple[str, bytes]:
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        return from_json(body, cache_strings="keys")
+    except ValueError:
         raise BadAnswer("no JSON") from None
+
+
+def _json_or_none(body: bytes) -> Any:
+    try:
+        return _json(body)
+    except BadAnswer:
+        return None
+
+
+def _write_free(cache: CallCache, name: str, calls: list[tuple[float, int]]) -> None:
+    taken, calls[:] = list(calls), []
+    if taken:
+        cache.note_free(name, taken)
 
 
 def said_by(answer: bytes, endpoint: Endpoint) -> str:

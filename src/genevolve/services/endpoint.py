@@ -34,7 +34,7 @@ class Endpoint:
     concurrency: int = 32
     """Calls of one process under way at the same time."""
     rate: float = 50.0
-    """Calls a second, all processes of the machine together."""
+    """Calls a second, all processes of the machine together; 0: no limit."""
     tokens_per_minute: float = 0.0
     """Tokens a minute, prompt and answer, all processes together; 0: no limit."""
     usd_in: float = 0.0
@@ -55,12 +55,15 @@ class Endpoint:
         url: str = "",
         key: str = "",
         header: str = "authorization",
+        concurrency: int = 32,
+        rate: float = 50.0,
         usd_call: float = 0.0,
         environment: Mapping[str, str] | None = None,
     ) -> Endpoint:
         """Read GENEVOLVE_{NAME}_URL, _KEY, _CONCURRENCY, _RATE, _TPM, _USD_IN, _USD_OUT and _USD_CALL.
 
-        `url` is the default URL; `key` names the vendor's own variable (OPENAI_API_KEY), read where ours is not set.
+        `url`, `concurrency`, `rate` and `usd_call` are defaults; `key` names the vendor's own variable (OPENAI_API_KEY),
+        read where ours is not set.
         Raises SettingsError, one sentence naming the variable, for what is missing or wrong.
         """
         found = {k: v.strip() for k, v in (os.environ if environment is None else environment).items() if v.strip()}
@@ -79,13 +82,18 @@ class Endpoint:
             base_url(found.get(urls) or url, urls, secret),
             secret,
             header,
-            int(value("CONCURRENCY", 32, 1)),
-            value("RATE", 50, 1e-3),
+            int(value("CONCURRENCY", concurrency, 1)),
+            value("RATE", rate, 0),
             value("TPM", 0, 0),
             value("USD_IN", 0, 0),
             value("USD_OUT", 0, 0),
             value("USD_CALL", usd_call, 0),
         )
+
+    @property
+    def free(self) -> bool:
+        """Return whether no call costs anything: a server of the user's own."""
+        return not (self.usd_in or self.usd_out or self.usd_call)
 
     def headers(self) -> dict[str, str]:
         if self.key is None:

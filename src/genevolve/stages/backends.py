@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from genevolve.judge.base import ImageJudge, ProgramJudge
     from genevolve.judge.vlm import Wording
     from genevolve.policy.base import Policy
+    from genevolve.policy.openai import ServedPolicy
     from genevolve.policy.pictures import Eyes
     from genevolve.records import Program, Request
     from genevolve.render.base import Renderer
@@ -48,21 +49,13 @@ COMMAND_VARIABLE = "GENEVOLVE_COMMAND"
 """Names the command on whose account calls are paid; its child processes inherit it."""
 
 
-def _missing(what: str, name: str) -> SettingsError:
-    return SettingsError(
-        f"The {what} '{name}' is not built yet: this version runs the embedded backends (--profile embedded or tiny), "
-        "'serper' for search and image search, every generator, and models as judges, summariser and embedder."
-    )
-
-
 def check(settings: Settings) -> None:
-    """Raise SettingsError, one sentence, for a backend that this version does not have, before any process starts."""
-    wanted = {
-        "policy": (settings.policy.backend, "local"),
-    }
-    for what, (name, built) in wanted.items():
-        if name != built:
-            raise _missing(what, name)
+    """Raise SettingsError, one sentence, for a backend that is not set up, before any process starts."""
+    if settings.policy.backend == "openai":
+        if settings.sampling.show_images:
+            raise SettingsError("A served policy is shown no pictures: set sampling.show_images to 0.")
+        policy_client(settings.world.budget_usd, store())
+        command()
     check_renderer(settings)
     check_models(settings)
     if uses_web(settings):
@@ -85,7 +78,8 @@ def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request]
     if imported and any(needs_world.values()):
         names = ", ".join(name for name, needed in needs_world.items() if needed)
         raise SettingsError(
-            f"{dataset} was imported and has no embedded world: set {names} to services (docs/data.md), or use a built dataset."
+            f"{dataset} was imported or made with web search and has no embedded world: set {names} to services (docs/data.md), "
+            "or use another dataset."
         )
     if any(needs_world.values()):
         world(dataset)  # a missing one is told here, in a sentence, and not by a process that cannot start
@@ -141,6 +135,35 @@ def client(
 
     endpoint = Endpoint.from_environment(name, url=url, key=key, header=header)
     return Client(endpoint, CallCache(folder / "calls.sqlite"), budget=budget, account=command())
+
+
+@cache
+def policy_client(budget: float, folder: Path) -> Client:
+    """Return the policy's server (GENEVOLVE_POLICY_URL), one for a process: asked as much at a time as such servers batch,
+    at any rate, and with patience for a long turn among many."""
+    from genevolve.services.cache import CallCache
+    from genevolve.services.client import Client
+    from genevolve.services.endpoint import OPENAI_KEY, Endpoint
+    from genevolve.services.patience import Patience
+
+    endpoint = Endpoint.from_environment("policy", key=OPENAI_KEY, concurrency=256, rate=0)
+    patience = Patience(attempts=6, attempt=900, total=3600)
+    return Client(endpoint, CallCache(folder / "calls.sqlite"), budget=budget, account=command(), patience=patience)
+
+
+def make_served(settings: Settings, policy: Path) -> ServedPolicy:
+    """Return the policy of a folder as its server plays it; raises PolicyError or ServiceError where it cannot."""
+    from genevolve.policy.openai import ServedPolicy
+
+    return ServedPolicy.connect(policy_client(settings.world.budget_usd, store()), settings.policy.base, policy)
+
+
+def server_card(settings: Settings) -> Path:
+    """Return a policy folder that says which model the policy's server serves now: what `--policy server` names."""
+    from genevolve.policy.server import CARDS, write_card
+
+    check(settings)
+    return write_card(policy_client(settings.world.budget_usd, store()), settings.policy.base, CARDS)
 
 
 @cache
@@ -238,7 +261,7 @@ def make_image_judge(name: str, settings: Settings, dataset: Path) -> ImageJudge
         from genevolve.judge.vlm import VlmImageJudge, Wording, rubric_text
 
         j = settings.judge
-        chat = _chat("judge", "judge.model", j.model, settings)
+        chat = served_chat("judge", "judge.model", j.model, settings)
         return VlmImageJudge(chat, Wording(rubric_text(j.rubric, "kscore"), j.max_tokens, j.options))
     if name == "second":
         return make_second_judge(settings, dataset)
@@ -253,7 +276,7 @@ def _program_judge(settings: Settings, dataset: Path) -> ProgramJudge:
     if settings.judge.program == "vlm":
         from genevolve.judge.vlm import VlmProgramJudge
 
-        chat = _chat("judge", "judge.model", settings.judge.model, settings)
+        chat = served_chat("judge", "judge.model", settings.judge.model, settings)
         shown = partial(_program_pictures, dataset)
         return VlmProgramJudge(chat, _program_wording(settings), shown)
     from genevolve.judge.sufficiency import SufficiencyJudge
@@ -277,7 +300,7 @@ def _program_pictures(dataset: Path, request: Request, program: Program) -> list
     return shown
 
 
-def _chat(service: str, setting: str, model: str, settings: Settings) -> Chat:
+def served_chat(service: str, setting: str, model: str, settings: Settings) -> Chat:
     """Return a model of the service that GENEVOLVE_{SERVICE}_URL names; raise SettingsError where one is not named."""
     from genevolve.services.chat import Chat
     from genevolve.services.endpoint import OPENAI_KEY
@@ -312,7 +335,7 @@ def make_summariser(settings: Settings) -> Summariser:
         from genevolve.experience.summarise_llm import LlmSummariser, prompt_text
 
         return LlmSummariser(
-            _chat("summariser", "experience.model", e.model, settings), prompt_text(e.prompt), e.options
+            served_chat("summariser", "experience.model", e.model, settings), prompt_text(e.prompt), e.options
         )
     from genevolve.experience.summarise import ContrastSummariser
 
@@ -362,6 +385,8 @@ def make_policy(settings: Settings, policy: str | Path, dataset: Path, device: s
 
     Raises SettingsError for a policy that needs a system prompt to be named, PolicyError when it cannot be played.
     """
+    if settings.policy.backend == "openai":
+        return make_served(settings, Path(policy))
     from genevolve.policy.local import LocalPolicy
 
     root = Path(policy)

@@ -10,6 +10,7 @@ from genevolve.records import Request, Trajectory, read_jsonl, write_jsonl
 from genevolve.settings import Settings
 from genevolve.stages.backends import reference_bytes
 from genevolve.stages.crew import Crew, bench_sampling
+from genevolve.stages.journal import NAME
 from genevolve.stages.sample import sampling_metrics, step_seed
 
 SEED_OFFSET = 99_991
@@ -48,9 +49,10 @@ def play(settings: Settings, dataset: Path, policy: Path, requests: list[Request
     """Play every request once, in blocks; blocks already on disk are read, not played again."""
     from tqdm import tqdm
 
-    block, played = 64, []
+    played: list[Trajectory] = []
     bar = tqdm(total=len(requests), desc="bench", unit="request")
     with Crew(settings, dataset) as crew:
+        block = max(1, len(requests)) if crew.served else 64  # a server's records are on disk one by one
         for start in range(0, len(requests), block):
             path = out / "blocks" / f"{start:05d}.jsonl"
             part = requests[start : start + block]
@@ -61,6 +63,7 @@ def play(settings: Settings, dataset: Path, policy: Path, requests: list[Request
                 seed = step_seed(settings, SEED_OFFSET)
                 done = crew.play(policy, part, 1, bench_sampling(settings), seed, images=out, on_done=bar.update)
                 write_jsonl(path, done)
+                (out / NAME).unlink(missing_ok=True)
             played += done
     bar.close()
     return played

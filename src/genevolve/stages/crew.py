@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from genevolve.stages.backends import check, check_dataset, embedded_engine, wor
 if TYPE_CHECKING:
     from genevolve.policy.base import Sampling
     from genevolve.settings import Settings
+    from genevolve.stages.served import Group, Served
 
 CHUNK = 24
 """Trajectories a process plays at a time with our own engine. Fixed, so that the result does not depend on the number of
@@ -68,8 +69,11 @@ class Places:
 def places(settings: Settings, policy: Path) -> Places:
     """Return the places of a policy. With our own engine on the CPU `sampling.workers` processes of one thread; with another
     model on the CPU this process alone, with so many threads, for each process would hold the weights; on GPUs a process
-    for each, at most `sampling.workers`, and for a single or a named one this process."""
+    for each, at most `sampling.workers`, and for a single or a named one this process. A server's policy is played by its
+    server: `sampling.workers` processes draw and judge."""
     workers, device = settings.sampling.workers, settings.policy.device
+    if settings.policy.backend == "openai":
+        return Places(("cpu",) * workers)
     if device == "cpu":
         ours = embedded_engine(settings, policy)
         return Places(("cpu",) * workers) if ours else Places(("cpu",), workers)
@@ -90,6 +94,17 @@ class Crew:
         self._places: Places | None = None
         self._pool: ProcessPoolExecutor | None = None
         self._player: Player | None = None
+        self._scorer: ThreadPoolExecutor | None = None
+        self._served: Served | None = None
+        if settings.policy.backend == "openai":
+            from genevolve.stages.served import Served
+
+            self._served = Served(settings, dataset)
+
+    @property
+    def served(self) -> bool:
+        """Whether the policy is a server's: it is sampled in this process, all requests at a time."""
+        return self._served is not None
 
     def __enter__(self) -> Crew:
         return self
@@ -97,6 +112,8 @@ class Crew:
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+        if self._scorer is not None:
+            self._scorer.shutdown(wait=False, cancel_futures=True)
 
     def _open(self, policy: Path) -> Places:
         """Start the processes for this policy, unless they run: those of another kind of policy are ended first."""
@@ -118,6 +135,13 @@ class Crew:
             torch.set_num_threads(wanted.threads)
             self._player = Player(self.settings, self.dataset, wanted.devices[0])
         return wanted
+
+    def check_training(self, policy: Path) -> None:
+        """Raise PolicyError, one sentence, where training could not use what this policy's server samples."""
+        if self._served is not None and (reason := self._served.policy(policy).unfit(training_sampling(self.settings))):
+            from genevolve.policy.base import PolicyError
+
+            raise PolicyError(reason)
 
     def release(self) -> None:
         """Give the memory of GPUs back, for the training that follows; the next `play` loads its policy anew. On the CPU
@@ -141,28 +165,46 @@ class Crew:
         images: Path | None = None,
         guides: Mapping[str, str] | None = None,
         on_done: Callable[[int], None] | None = None,
+        journal: Path | None = None,
     ) -> list[Trajectory]:
-        """Return k scored trajectories per request, grouped by request in the given order; `on_done` counts them."""
+        """Return k scored trajectories per request, grouped by request in the given order; `on_done` counts them.
+
+        A server's policy leaves each record in `journal` (default: with the pictures) as it comes, and goes on behind them.
+        """
         check_dataset(self.settings, self.dataset, requests)
         where = self._open(policy)
-        chunk = CHUNK
-        if where.devices[0] != "cpu" or not embedded_engine(self.settings, policy):
-            share = -(-len(requests) * k // len(where.devices))  # every GPU has something to do
-            chunk = min(self.settings.sampling.batch, share)
-        size = max(1, chunk // k)
-        plays = [
-            Play(policy, tuple(requests[i : i + size]), k, sampling, seed, images, dict(guides or {}))
-            for i in range(0, len(requests), size)
-        ]
-        out: list[Trajectory] = []
         try:
+            if self._served is not None:
+                score: dict[str, Any] = {"submit": self._submit, "at_once": len(where.devices)}
+                score |= {"images": images, "guides": guides or {}, "on_done": on_done, "journal": journal}
+                return self._served.play(policy, requests, k, sampling, seed, **score)
+            chunk = CHUNK
+            if where.devices[0] != "cpu" or not embedded_engine(self.settings, policy):
+                share = -(-len(requests) * k // len(where.devices))  # every GPU has something to do
+                chunk = min(self.settings.sampling.batch, share)
+            size = max(1, chunk // k)
+            plays = [
+                Play(policy, tuple(requests[i : i + size]), k, sampling, seed, images, dict(guides or {}))
+                for i in range(0, len(requests), size)
+            ]
+            out: list[Trajectory] = []
             for part in self._pool.map(_play, plays) if self._pool else map(self._own, plays):
                 out += part
                 if on_done is not None:
                     on_done(len(part))
+            return out
         except BrokenProcessPool as e:
             raise StageError("A process that plays requests died, most likely of too little memory; run again.") from e
-        return out
+
+    def _submit(self, groups: list[Group], images: Path | None) -> Future[list[Trajectory]]:
+        """Draw and judge groups beside the sampling: in the processes, or in a thread of this one."""
+        requests, played = [r for r, _ in groups], [t for _, group in groups for t in group]
+        if self._pool is not None:
+            return self._pool.submit(_score, played, requests, images)
+        assert self._player is not None
+        if self._scorer is None:
+            self._scorer = ThreadPoolExecutor(1, "score")
+        return self._scorer.submit(self._player.score, played, requests, images)
 
     def _own(self, play: Play) -> list[Trajectory]:
         assert self._player is not None
@@ -271,6 +313,8 @@ class Player:
         return drawn
 
     def _scored(self, request: Request, t: Trajectory, read: _Read, images: Path | None) -> Trajectory:
+        if t.termination == "error":  # not the policy's doing: missing, never 0
+            return t.model_copy(update={"reward": Reward(diagnostics={"missing": t.failure})})
         if t.program is None:
             return t.model_copy(update={"reward": Reward(sufficiency=read.score, total=0.0)})
         drawn = self._seen[_key(request, t)]
@@ -340,3 +384,8 @@ def _start(settings: Settings, dataset: Path, where: Places, turn: Any) -> None:
 def _play(play: Play) -> list[Trajectory]:
     assert _one is not None
     return _one.play(play)
+
+
+def _score(played: list[Trajectory], requests: list[Request], images: Path | None) -> list[Trajectory]:
+    assert _one is not None
+    return _one.score(played, requests, images)

@@ -21,6 +21,7 @@ from genevolve.stages.curriculum import FRESH, HISTORY, choose_requests, records
 from genevolve.stages.distill import Learner, make_learner
 from genevolve.stages.experience import Extracted, extract, new_memory, student_guides, write_guides
 from genevolve.stages.fresh import can_draw, draw_fresh
+from genevolve.stages.journal import NAME
 from genevolve.stages.sample import of_step, sample, sampling_metrics, step_seed, training_seed
 
 CONCLUSION = "metrics.json"
@@ -41,6 +42,7 @@ def run(settings: Settings, *, dataset: Path, parent: Path, earlier: Path | None
     pool, validation = load_requests(dataset, "evolve"), load_requests(dataset, "validation")
     chosen, about = _choose(settings, dataset, pool, earlier, out)
     with Crew(settings, dataset) as crew:
+        crew.check_training(parent)
         state = _State(settings, parent, out, dataset, earlier)
         if state.best is None:
             state.validated(0, _validate(settings, crew, validation, parent))
@@ -129,7 +131,7 @@ class _State:
             self.carried = max((b.step for b in self.memory.bundles), default=0)
         self.best: tuple[float, int] | None = None
         for partial in (out / "rounds").glob("*.new"):
-            shutil.rmtree(partial)
+            _clear(partial, () if settings.policy.backend == "local" else (NAME, "images"))
         whole = sorted(p for p in (out / "rounds").glob("[0-9][0-9][0-9]"))
         start = out / "start.json"
         if start.exists():
@@ -168,6 +170,7 @@ class _State:
         """Make the round a whole one: everything is written beside it, then renamed."""
         folder = self.out / "rounds" / f"{step:03d}"
         new = folder.with_suffix(".new")
+        (new / NAME).unlink(missing_ok=True)
         paired = {t.image for pair in extracted.contrast.pairs for t in (pair.best, pair.worst)}
         for picture in (new / "images").glob("*"):  # the others can be drawn again from their programs
             if f"images/{picture.name}" not in paired:
@@ -226,6 +229,16 @@ class _State:
             shutil.rmtree(folder / "policy", ignore_errors=True)
             shutil.rmtree(folder / "trainer", ignore_errors=True)
         return metrics
+
+
+def _clear(folder: Path, keep: tuple[str, ...]) -> None:
+    """Remove a round that was not finished, but for what a server's policy has left there to go on from."""
+    if not keep:
+        shutil.rmtree(folder)
+        return
+    for path in folder.iterdir():
+        if path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _slots(bundles: tuple[Bundle, ...]) -> dict[str, int]:

@@ -98,6 +98,8 @@ def _stored(bench: Path, rows: Sequence[BenchRow]) -> list[BenchRow]:
 def _reason(row: BenchRow) -> str:
     reward = row.trajectory.reward if row.trajectory else None
     told = reward.diagnostics.get("missing", "") if reward else ""
+    if row.trajectory and row.trajectory.termination == "error":  # the policy's server failed: nothing to draw
+        return str(told) or row.trajectory.failure
     return str(told) or "the generator drew nothing"
 
 

@@ -54,6 +54,7 @@ def sample(
 
     `guides` (request id -> text) are shown to the student: `sampling.guide_to_student` alone does that.
     """
+    crew.check_training(policy)
     sampling, seed = training_sampling(settings), training_seed(settings, step)
     return crew.play(policy, requests, settings.sampling.k, sampling, seed, images=images, guides=guides)
 

@@ -254,7 +254,9 @@ def clean(value: Any, most: int) -> str:
     """
     if not isinstance(value, str):
         return ""
-    text = "".join(c if c.isprintable() else " " for c in value[: 4 * most])
+    text = value[: 4 * most]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
     text = re.sub(
         r"IMG_(?=[0-9])", "IMG ", text, flags=re.IGNORECASE
     )  # 'IMG_001' in a title would pass for a result's id

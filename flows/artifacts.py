@@ -1,0 +1,199 @@
+"""What a person looks at in Prefect's pages after a night: gate, yields, learning curve, pictures, the way to the report.
+
+Called outside a Prefect run, nothing happens. Pictures travel as data addresses and are kept small: artifacts lie in the
+server's database.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
+from prefect.context import FlowRunContext
+
+from genevolve.records import Trajectory, read_jsonl
+from genevolve.workspace import Workspace
+
+CASES = 6
+"""Gains and losses in a gallery."""
+MAX_BYTES = 150_000
+"""Of a picture, before base64."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A bench request whose score moved."""
+
+    id: str
+    before: float
+    after: float
+
+    @property
+    def diff(self) -> float:
+        return self.after - self.before
+
+
+def show(numbers: Mapping[str, Any], decision: Mapping[str, Any], workspace: Workspace, link: str) -> None:
+    """Create the artifacts of a published cycle; `decision` is its gate.json. A fault is told and costs the night nothing."""
+    if FlowRunContext.get() is None:
+        return
+    cycle = str(numbers["cycle"])
+    parent = str(numbers["parent"])
+    parts: dict[str, Any] = {
+        "gate": lambda: create_markdown_artifact(gate_words(numbers, decision), key="gate", description=cycle),
+        "yield": lambda: _yield(workspace),
+        "learning-curve": lambda: _curve(workspace, cycle),
+        "gallery": lambda: _galleries(workspace.bench(parent), workspace.bench(cycle)),
+        "report": lambda: create_link_artifact(link, f"Bench report of {cycle}", key="report", description=cycle),
+    }
+    for name, create in parts.items():
+        try:
+            create()
+        except Exception as error:  # a missing picture, a server that has just gone: the cycle itself is done
+            print(f"no artifact '{name}': {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+
+
+def gate_words(numbers: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
+    """Return the gate's decision as markdown: its words, what it saw of each split, and the half that decides nothing."""
+    verdict = (
+        f"**{numbers['cycle']} is champion.**"
+        if numbers["promoted"]
+        else f"**{numbers['cycle']} is not promoted; the champion stays.**"
+    )
+    low, high = numbers["ci"]
+    splits = [
+        f"- {_plain(name)}: {s['diff']:+.4f} [{s['low']:+.4f}, {s['high']:+.4f}] over {s['n']}{', fell' * s['fell']}"
+        for name, s in decision.get("splits", {}).items()
+    ]
+    return "\n\n".join(
+        [
+            verdict,
+            _plain(str(numbers["gate"]), 2000),
+            *(["By split:", "\n".join(splits)] if splits else []),
+            f"On the {numbers['n']} requests of the report half, which decide nothing, {numbers['parent']} scores "
+            f"{numbers['before']:.4f} and {numbers['cycle']} {numbers['after']:.4f}: difference {numbers['diff']:+.4f} "
+            f"[{low:+.4f}, {high:+.4f}].",
+        ]
+    )
+
+
+def _yield(workspace: Workspace) -> None:
+    rows = json.loads((workspace.dataset / "yields.json").read_text(encoding="utf-8"))
+    table = [{k: row.get(k) for k in ("stage", "in", "kept", "spare")} for row in rows]
+    create_table_artifact(table, key="yield", description="What each step of the dataset's build kept.")
+
+
+def _curve(workspace: Workspace, cycle: str) -> None:
+    picture = learning_curve(workspace.report(cycle, "evolve").with_suffix(".csv"))
+    if picture:
+        create_image_artifact(_address(picture, "png"), key="learning-curve", description=f"{cycle}: score by round.")
+
+
+def learning_curve(path: Path) -> bytes:
+    """Return reward and validation KScore by round as a PNG; empty where the file has neither."""
+    from matplotlib.figure import Figure
+
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    figure = Figure(figsize=(6, 3), dpi=80, layout="constrained")
+    axes = figure.add_subplot()
+    drawn = 0
+    for column, label in (("reward", "mean reward of the rollouts"), ("validation_kscore", "KScore on validation")):
+        points = [(float(row["step"]), float(row[column])) for row in rows if row.get(column)]
+        points = [p for p in points if math.isfinite(p[1])]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=label)
+            drawn += 1
+    if not drawn:
+        return b""
+    axes.set_xlabel("round")
+    axes.legend(fontsize=8)
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def _galleries(before: Path, after: Path) -> None:
+    rows = changes(before, after)
+    gains = [c for c in rows if c.diff > 0][:CASES]
+    losses = [c for c in reversed(rows) if c.diff < 0][:CASES]
+    for key, what, cases in (("best-gains", "Largest gains", gains), ("worst-losses", "Largest losses", losses)):
+        if cases:
+            picture, words = gallery(before, after, cases)
+            text = f"{what}: before on the left, after on the right.\n\n{words}"
+            create_image_artifact(_address(picture, "jpeg"), key=key, description=text)
+
+
+def changes(before: Path, after: Path) -> list[Change]:
+    """Return the bench requests that both policies were scored on, the largest gain first."""
+    scores = [json.loads((folder / "scores.json").read_text(encoding="utf-8")) for folder in (before, after)]
+    a, b = ({**s.get("gate", {}), **s.get("report", {}), **s.get("all", {})} for s in scores)
+    rows = [Change(i, float(a[i]), float(b[i])) for i in a if a[i] is not None and b.get(i) is not None]
+    return sorted(rows, key=lambda c: (-c.diff, c.id))
+
+
+def gallery(before: Path, after: Path, cases: list[Change]) -> tuple[bytes, str]:
+    """Return (a JPEG with both policies' pictures of each case, a list of the cases in markdown)."""
+    from PIL import Image
+
+    from genevolve.render.contact import contact_sheet
+
+    wanted = {c.id for c in cases}
+    sides = [_played(folder, wanted) for folder in (before, after)]
+    pairs, words = [], []
+    for change in cases:
+        old, new = (side.get(change.id) for side in sides)
+        found = new or old
+        question = " ".join(found.question.split()) if found else change.id
+        pairs.append((f"{change.diff:+.2f} {question}", _picture(before, old) or _blank(), _picture(after, new)))
+        words.append(f"- {change.before:.2f} to {change.after:.2f}: {_plain(question)}")
+    sheet = Image.open(io.BytesIO(contact_sheet(pairs))).convert("RGB")
+    for quality in (80, 60, 40, 20):
+        out = io.BytesIO()
+        sheet.save(out, "JPEG", quality=quality, optimize=True)
+        if out.tell() <= MAX_BYTES:
+            break
+    return out.getvalue(), "\n".join(words)
+
+
+def _played(folder: Path, wanted: set[str]) -> dict[str, Trajectory]:
+    blocks = sorted((folder / "blocks").glob("*.jsonl"))
+    return {t.request_id: t for path in blocks for t in read_jsonl(path, Trajectory) if t.request_id in wanted}
+
+
+def _picture(folder: Path, trajectory: Trajectory | None) -> bytes | None:
+    if trajectory is None or not trajectory.image:
+        return None
+    path = (folder / trajectory.image).resolve()
+    return path.read_bytes() if path.is_relative_to(folder.resolve()) and path.is_file() else None
+
+
+def _blank() -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), (205, 205, 210)).save(out, "PNG")
+    return out.getvalue()
+
+
+def _plain(text: str, most: int = 200) -> str:
+    """Return a stranger's words so that markdown shows them and makes nothing of them."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-!|~&" else c for c in text[:most])
+
+
+def _address(picture: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"

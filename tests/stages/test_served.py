@@ -1,0 +1,298 @@
+"""The stages with a policy behind a server: the same records as the local one, all at once, and resumed where they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from genevolve.agent.chat import prompt_text
+from genevolve.agent.system import system_prompt
+from genevolve.dataset.public import load_requests
+from genevolve.errors import SettingsError
+from genevolve.policy.base import PolicyError
+from genevolve.policy.local import LocalPolicy
+from genevolve.policy.server import RELOAD, served_name
+from genevolve.profiles import load
+from genevolve.records import Trajectory, read_jsonl, write_jsonl
+from genevolve.services.endpoint import ServiceError
+from genevolve.settings import Settings
+from genevolve.stages import backends, bench, evolve, generate
+from genevolve.stages.journal import NAME, Journal
+from genevolve.training.checkpoint import policy_hash
+from tests.policy.servers import ModelServer
+from tests.tools.web import status
+
+OVER = ("sampling.workers=1", "sampling.max_turn_tokens=64", "sampling.max_context=700", "sampling.bench_temperature=0")
+
+
+def of_server(*more: str) -> Settings:
+    return load("tiny", overrides=[*OVER, "policy.backend=openai", *more])
+
+
+@pytest.fixture
+def start(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ModelServer]]:
+    """Give a function that serves the embedded base and points the environment to it."""
+    base = project / "assets" / "base-policy"
+    for name in ("GENEVOLVE_POLICY_URL", "GENEVOLVE_POLICY_KEY", "OPENAI_API_KEY", RELOAD):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GENEVOLVE_WEB", str(tmp_path / "web"))
+    monkeypatch.setenv("GENEVOLVE_POLICY_CONCURRENCY", "4")
+    with ExitStack() as stack:
+
+        def begin(flavour: str = "vllm", name: str = "", **fields: Any) -> ModelServer:
+            server = ModelServer(LocalPolicy.load(base), flavour, model=name or served_name(base), **fields)
+            stack.enter_context(server.running())
+            monkeypatch.setenv("GENEVOLVE_POLICY_URL", server.url)
+            backends.policy_client.cache_clear()
+            # the served prompt is long, and the embedded base has never seen it
+            monkeypatch.setattr("genevolve.stages.served.system_text", lambda _: backends.load_embedded())
+            monkeypatch.setattr("genevolve.stages.generate.system_text", lambda _: backends.load_embedded())
+            return server
+
+        monkeypatch.setattr(backends, "load_embedded", _embedded, raising=False)
+        yield begin
+        backends.policy_client.cache_clear()
+
+
+def _embedded() -> str:
+    from genevolve.agent.system import load_system
+
+    return load_system("system_embedded")
+
+
+@pytest.fixture
+def base(project: Path) -> Path:
+    return project / "assets" / "base-policy"
+
+
+@pytest.mark.slow
+def test_the_served_bench_has_the_local_ones_records_and_pictures(
+    start: Any, dataset: Path, base: Path, tmp_path: Path
+) -> None:
+    start()
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    ours = bench.run(load("tiny", overrides=OVER), dataset=dataset, policy=base, out=here)
+    theirs = bench.run(of_server(), dataset=dataset, policy=base, out=there)
+    assert theirs["summary"] == ours["summary"]
+    assert theirs["sampling"]["reward"] == ours["sampling"]["reward"]
+    assert (there / "scores.json").read_bytes() == (here / "scores.json").read_bytes()
+    assert {p.name: p.read_bytes() for p in (there / "images").iterdir()} == {
+        p.name: p.read_bytes() for p in (here / "images").iterdir()
+    }
+    a, b = ([*read_jsonl(p / "blocks" / "00000.jsonl", Trajectory)] for p in (here, there))
+    told = {"prompt_ids", "completion_ids", "assistant_mask", "logprobs"}  # greedy at top-p .9: not what training needs
+    assert [t.model_dump(exclude=told) for t in a] == [t.model_dump(exclude=told) for t in b]
+    assert not (there / NAME).exists()
+    about = json.loads((there / "policy_server.json").read_text())
+    assert (about["mode"], about["policy_hash"]) == ("tokens (vllm)", policy_hash(base))
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_bench_that_was_cut_off_asks_only_for_what_is_missing(
+    start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENEVOLVE_POLICY_CONCURRENCY", "1")  # one after the other: the first are done when it ends
+    server = start()
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    expected = bench.run(of_server(), dataset=dataset, policy=base, out=whole)
+    asked = server.count("/v1/completions")
+    server.asked.clear()
+    server.faults["/v1/completions"] = [None] * (asked // 2) + [status(401)] * 20
+    with pytest.raises(ServiceError):
+        bench.run(of_server(), dataset=dataset, policy=base, out=broken)
+    kept = [json.loads(line)["id"] for line in (broken / NAME).read_text().splitlines()[1:]]
+    assert 0 < len(set(kept)) < len(load_requests(dataset, "bench"))
+    with (broken / NAME).open("a") as stream:
+        stream.write('{"id": "torn')  # the line that the kill cut
+    server.faults.clear()
+    server.asked.clear()
+    assert bench.run(of_server(), dataset=dataset, policy=base, out=broken)["summary"] == expected["summary"]
+    assert server.count("/v1/completions") < asked, "what was on disk is not played again"
+    requests = load_requests(dataset, "bench")
+    assert begun(server, [r.question for r in requests if f"{r.id}-0" in kept]) == 0
+    assert begun(server, [r.question for r in requests if f"{r.id}-0" not in kept]) == len(requests) - len(set(kept))
+
+
+def begun(server: ModelServer, questions: list[str]) -> int:
+    """How many of these were asked from their beginning."""
+    first = [server.policy.encode(prompt_text(system_prompt(_embedded()), q)) for q in questions]
+    asked = [b["prompt"] for p, b in server.asked if p == "/v1/completions"]
+    return sum(f in asked for f in first)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_kill_loses_at_most_what_is_in_flight(start: Any, dataset: Path, base: Path, tmp_path: Path) -> None:
+    server = start()
+    out = tmp_path / "out"
+    out.mkdir()
+    code = (
+        "import sys; from pathlib import Path; from tests.stages import test_served as t; from genevolve.stages import bench, served;"
+        "served.system_text = lambda _: t._embedded();"
+        "bench.run(t.of_server(), dataset=Path(sys.argv[1]), policy=Path(sys.argv[2]), out=Path(sys.argv[3]))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(dataset), str(base), str(out)], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and child.poll() is None:
+        if (out / NAME).exists() and (out / NAME).read_bytes().count(b"\n") > 2:
+            break
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    lines = (out / NAME).read_bytes().split(b"\n")[1:-1]
+    kept = {json.loads(line)["id"] for line in lines}
+    assert kept
+    server.asked.clear()
+    bench.run(of_server(), dataset=dataset, policy=base, out=out)
+    requests = load_requests(dataset, "bench")
+    assert begun(server, [r.question for r in requests if f"{r.id}-0" in kept]) == 0
+    assert begun(server, [r.question for r in requests if f"{r.id}-0" not in kept]) == len(requests) - len(kept)
+    assert len(list(read_jsonl(out / "blocks" / "00000.jsonl", Trajectory))) == len(load_requests(dataset, "bench"))
+
+
+@pytest.mark.slow
+def test_an_evolution_gives_the_server_each_rounds_weights(
+    start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start("sglang", name="tiny")
+    monkeypatch.setenv(RELOAD, "sglang")
+    small = ("sampling.k=2", "cycle.steps=2", "cycle.requests_per_step=2", "cycle.validate_every=2")
+    metrics = evolve.run(of_server(*small), dataset=dataset, parent=base, out=tmp_path)
+    loaded = [b["weight_version"] for p, b in server.asked if p == "/update_weights_from_disk"]
+    assert loaded[0] == served_name(base)
+    assert len(loaded) == len(set(loaded)) == 3, "the parent, after round one, and after round two for validation"
+    assert len(metrics["curve"]) == 2
+    for step in ("001", "002"):
+        rows = list(read_jsonl(tmp_path / "rounds" / step / "trajectories.jsonl", Trajectory))
+        assert len(rows) == 4
+        assert all(t.logprobs and t.policy_hash for t in rows)
+        assert served_prefix(rows[0].policy_hash) == loaded[int(step) - 1]
+        assert not (tmp_path / "rounds" / step / NAME).exists()
+
+
+def served_prefix(digest: str) -> str:
+    return "genevolve-" + digest[:16]
+
+
+def test_an_evolution_is_refused_before_anything_is_played_where_training_could_not_use_it(
+    start: Any, dataset: Path, base: Path, tmp_path: Path
+) -> None:
+    server = start(logprobs="raw_logprobs")
+    with pytest.raises(PolicyError, match="--logprobs-mode processed_logprobs"):
+        evolve.run(of_server(), dataset=dataset, parent=base, out=tmp_path)
+    assert server.count("/v1/completions") == 3, "the probe's"
+    start("chat")
+    with pytest.raises(PolicyError, match="message level"):
+        evolve.run(of_server(), dataset=dataset, parent=base, out=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_conversation_that_the_server_failed_is_missing_and_not_nought(
+    start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENEVOLVE_POLICY_CONCURRENCY", "1")
+    server = start()
+    server.faults["/v1/completions"] = [None] * 4 + [status(422, b'{"error": {"message": "no"}}')]
+    found = bench.run(of_server(), dataset=dataset, policy=base, out=tmp_path)
+    rows = list(read_jsonl(tmp_path / "blocks" / "00000.jsonl", Trajectory))
+    broken = [t for t in rows if t.termination == "error"]
+    assert [t.failure for t in broken] == [
+        "The policy's server failed: the policy service refused the call (HTTP 422) It says: no."
+    ]
+    assert broken[0].reward is not None
+    assert broken[0].reward.total is None
+    assert json.loads((tmp_path / "scores.json").read_text())["all"][broken[0].request_id] is None
+    assert found["sampling"]["missing_rewards"] == 1
+
+
+@pytest.mark.slow
+def test_generate_and_the_command_line_take_what_is_served(
+    start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    from genevolve.cli import app
+
+    start("chat", name="their-model")
+    card = backends.server_card(of_server())
+    lines = []
+    try:
+        lines += generate.run(
+            of_server(), question="Draw a giraffe.", policy=card, out=tmp_path / "g.png", dataset=dataset
+        )
+    except Exception as e:
+        lines.append(str(e))
+    assert lines
+    played = json.loads((tmp_path / "g.trajectory.json").read_text())
+    assert played["policy_hash"].startswith("served-")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
+    asked = ["generate", "Draw a giraffe.", "--policy", "server", "--profile", "tiny", "--dataset", str(dataset)]
+    done = CliRunner().invoke(app, [*asked, "--set", "policy.backend=openai", "--out", str(tmp_path / "h.png")])
+    assert (tmp_path / "h.trajectory.json").exists(), done.output
+    assert len(list((tmp_path / "build" / "served").iterdir())) == 1
+
+
+def test_a_server_that_is_not_named_is_told_before_anything_starts(
+    dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GENEVOLVE_POLICY_URL", raising=False)
+    backends.policy_client.cache_clear()
+    with pytest.raises(SettingsError, match="GENEVOLVE_POLICY_URL is not set"):
+        bench.run(of_server(), dataset=dataset, policy=base, out=tmp_path)
+
+
+def test_a_journal_is_read_back_and_belongs_to_one_question(tmp_path: Path) -> None:
+    def record(n: int, **more: Any) -> Trajectory:
+        return Trajectory(id=f"r-{n}", request_id="r", rollout=n, question="q", messages=(), **more)
+
+    path = tmp_path / "deep" / NAME
+    first = Journal(path, {"seed": 1})
+    for n in range(3):
+        first.add(record(n))
+    first.add(record(1, failure="later"))
+    first.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"id": "r-3", "requ')
+    again = Journal(path, {"seed": 1})
+    assert {i: t.failure for i, t in again.known.items()} == {"r-0": "", "r-1": "later", "r-2": ""}
+    again.add(record(4))
+    again.close()
+    assert path.read_bytes().startswith(whole)
+    assert path.read_bytes().count(b"\n") == 6
+    assert Journal(path, {"seed": 2}).known == {}
+    write_jsonl(path, [record(0)])
+    assert Journal(path, {"seed": 2}).known == {}, "a file of another kind"
+
+
+def test_doctor_says_whether_the_policys_server_is_there(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from genevolve.doctor import _policy_server
+
+    missing = _policy_server(of_server())
+    assert (missing.ok, missing.said) == (False, "GENEVOLVE_POLICY_URL is not set")
+    start(name="their-model", key="sk-secret-0123456789")
+    refused = _policy_server(of_server())
+    assert not refused.ok
+    assert "without a key" in refused.said
+    assert "refused the key" in refused.said
+    monkeypatch.setenv("GENEVOLVE_POLICY_KEY", "sk-secret-0123456789")
+    found = _policy_server(of_server())
+    assert found.ok, found.said
+    assert found.said.endswith("with a key; serves their-model")
+    assert "0123456789" not in found.line() + refused.line()
+    monkeypatch.setenv("GENEVOLVE_POLICY_URL", "http://127.0.0.1:9/v1")
+    assert "does not answer (no connection)" in _policy_server(of_server()).said
