@@ -15,7 +15,7 @@ from genevolve.experience.contrast import by_request, contrast
 from genevolve.records import Program, Reference, Request, Reward, ToolCall, Trajectory, dump, parse
 from genevolve.services.endpoint import ServiceError
 from genevolve.settings import Settings
-from genevolve.stages import backends
+from genevolve.stages import backends, evolve
 from genevolve.stages.backends import check_models
 from genevolve.stages.crew import Crew, Player
 from genevolve.stages.experience import extract, new_memory
@@ -206,5 +206,10 @@ def test_what_is_missing_is_one_sentence_before_anything_starts(
     over = over.model_copy(update={"experience": over.experience.model_copy(update=experience)})
     with pytest.raises(SettingsError, match=says):
         check_models(over)
+    if experience:
+        Crew(over, dataset)  # what only plays needs no summariser
+        with pytest.raises(SettingsError, match=says):
+            evolve.run(over, dataset=dataset, parent=dataset, out=dataset / "none")
+        return
     with pytest.raises(SettingsError, match=says):
         Crew(over, dataset)

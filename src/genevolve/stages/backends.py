@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genevolve.errors import SettingsError
+from genevolve.profiles import BUDGET_VARIABLE
 from genevolve.render.ready import check_renderer
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def check(settings: Settings) -> None:
         policy_client(settings.world.budget_usd, store())
         command()
     check_renderer(settings)
-    check_models(settings)
+    check_judges(settings)
     if uses_web(settings):
         from genevolve.tools.serper import Service
 
@@ -91,12 +92,17 @@ def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request]
 
 
 def check_models(settings: Settings) -> None:
-    """Raise SettingsError for a judge, summariser or embedder whose model, service, key, rubric or prompt is missing."""
+    """Raise SettingsError for a judge or summariser whose model, service, key, rubric or prompt is missing."""
+    check_judges(settings)
+    if settings.experience.summariser == "openai":
+        make_summariser(settings)
+
+
+def check_judges(settings: Settings) -> None:
+    """As `check_models`, for a stage that only plays: a cold start's recipe says nothing of a summariser."""
     if "vlm" in (settings.judge.image, settings.judge.program):
         make_image_judge("vlm", settings, Path())
         _program_wording(settings)
-    if settings.experience.summariser == "openai":
-        make_summariser(settings)
 
 
 def uses_web(settings: Settings) -> bool:
@@ -107,6 +113,12 @@ def uses_web(settings: Settings) -> bool:
 def command() -> str:
     """Return the name of this command's account, one for a process and all that it starts from now on."""
     return os.environ.setdefault(COMMAND_VARIABLE, uuid.uuid4().hex)
+
+
+def pay_from(settings: Settings) -> None:
+    """Let all that this process runs from now on, child processes too, spend `world.budget_usd` of these settings together."""
+    command()
+    os.environ[BUDGET_VARIABLE] = repr(settings.world.budget_usd)
 
 
 def store() -> Path:
