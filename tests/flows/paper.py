@@ -46,15 +46,15 @@ WEAK_PROGRAM = "Something like the first reference image"
 SETTLED = "large and sharp"
 
 
-def script(ends: int, seed: int, asked: str) -> str:
-    """Return the assistant's turn number `ends`; the answer is a good or a weak program, as the seed has it."""
+def script(ends: int, good: bool, asked: str) -> str:
+    """Return the assistant's turn number `ends`; the answer is a good or a weak program."""
     if ends == 0:
         return call_turn("what is it called", "search", f"the name of {asked}")
     if ends == 1:
         return call_turn("how does it look", "image_search", f"picture of {asked}")
     if ends == 2:
         return call_turn("how is it drawn", "query_knowledge", "text_rendering")
-    prompt = GOOD_PROGRAM if seed % 2 else WEAK_PROGRAM
+    prompt = GOOD_PROGRAM if good else WEAK_PROGRAM
     return answer_turn("the first picture shows it", f"{prompt}, {asked}.", [("IMG_001", "its shape")])
 
 
@@ -63,7 +63,7 @@ def tokenizer() -> Any:
     """A tokenizer that knows the words of the prompt and the script, with Qwen-VL's tokens and template."""
     from genevolve.training.tokenizer import train_tokenizer
 
-    texts = [load_system("system"), *(script(n, s, "the tram of 3") for n in range(4) for s in (0, 1))]
+    texts = [load_system("system"), *(script(n, good, "the tram of 3") for n in range(4) for good in (False, True))]
     words = train_tokenizer(texts * 3, 1200)
     words.add_special_tokens({"additional_special_tokens": list(VISION)})
     words.chat_template = TEMPLATE
@@ -129,13 +129,14 @@ WIRE: dict[str, Reply] = {
 
 
 class PolicyServer(ModelServer):
-    """SGLang's interface over the weights it was told to load."""
+    """SGLang's interface over the weights it was told to load. The second weights after the first ones know how to draw;
+    those before them do by chance."""
 
     def __init__(self, base: Path, key: str) -> None:
         from genevolve.training.models import load_model
 
         self._load: Callable[[Path], Any] = load_model
-        self.loaded = [base]
+        self.names: list[str] = []
         words = tokenizer()
         encode = lambda text: words.encode(text, add_special_tokens=False)  # noqa: E731
         policy: Any = SimpleNamespace(
@@ -151,8 +152,8 @@ class PolicyServer(ModelServer):
         folder = Path(body["model_path"])
         with self._lock:
             self.model = self._load(folder)
-            self.loaded.append(folder)
             self.weight_version = body["weight_version"]
+            self.names += [n for n in (self.weight_version,) if n not in self.names]
         return 200, {"success": True, "message": "Succeeded to update model weights."}
 
     def _draw(self, prompt: list[int], how: Any, most: int, stops: list[int], report: str) -> Any:
@@ -179,7 +180,8 @@ class PolicyServer(ModelServer):
         text = self.policy.tokenizer.decode(prompt, skip_special_tokens=False)
         question = text.split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
         asked = question.partition("show ")[2].partition(",")[0] or question[:40]
-        turn = script(prompt.count(self.policy.end) // 2 - 1, seed, asked)
+        good = seed % 2 == 1 or self.weight_version in self.names[2:]
+        turn = script(prompt.count(self.policy.end) // 2 - 1, good, asked)
         return [*self.policy.encode(turn), self.policy.end]
 
 

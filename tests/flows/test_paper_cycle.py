@@ -1,0 +1,146 @@
+"""`genevolve evolve --profile paper`, the real command, with every service a server on loopback and tiny weights: a whole cycle,
+then the same with faults at every server."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genevolve.policy.server import served_name
+from genevolve.records import Bundle, Trajectory, read_jsonl
+from genevolve.training.checkpoint import policy_hash
+from tests.flows.paper import Project, Services, write_models
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_models(folder)
+    return folder
+
+
+@pytest.fixture
+def services(models: Path) -> Iterator[Services]:
+    with Services(models).running() as running:
+        yield running
+
+
+def ledger(project: Project) -> dict[str, tuple[int, int, float]]:
+    """Return calls made, answers out of the cache, and dollars, by backend."""
+    with sqlite3.connect(project.folder / ".cache" / "web" / "calls.sqlite") as db:
+        rows = db.execute("SELECT backend, sum(not cached), sum(cached), total(cost) FROM calls GROUP BY 1").fetchall()
+    return {backend: (made, cached, cost) for backend, made, cached, cost in rows}
+
+
+def scores(project: Project, cycle: str) -> dict[str, Any]:
+    return json.loads((project.built / cycle / "bench" / "scores.json").read_text())["all"]
+
+
+def played(project: Project) -> dict[str, list[Trajectory]]:
+    """Return the records of both benches and of all rounds, by where they lie."""
+    places = [*project.built.glob("*/bench/blocks/*.jsonl"), *project.built.glob("*/trained/rounds/*/trajectories.jsonl")]
+    return {str(p.relative_to(project.built)): list(read_jsonl(p, Trajectory)) for p in sorted(places)}
+
+
+def whole(project: Project) -> None:
+    """Assert that no record of a cycle is missing or has no reward."""
+    rows = played(project)
+    assert {name: len(found) for name, found in rows.items()} == {
+        "c000/bench/blocks/00000.jsonl": 4,
+        "c001/bench/blocks/00000.jsonl": 4,
+        "c001/trained/rounds/001/trajectories.jsonl": 4,
+        "c001/trained/rounds/002/trajectories.jsonl": 4,
+    }
+    for name, found in rows.items():
+        for t in found:
+            assert t.program is not None, f"{name} {t.id}: {t.termination} {t.failure}"
+            assert t.reward is not None
+            assert t.reward.total is not None, f"{name} {t.id}: {t.reward.diagnostics}"
+            assert [c.name for c in t.tool_calls] == ["search", "image_search", "query_knowledge"]
+            assert all(c.ok for c in t.tool_calls), f"{name} {t.id}"
+    for t in rows["c001/trained/rounds/002/trajectories.jsonl"]:
+        assert len(t.logprobs) == len(t.completion_ids) > 0
+    for cycle in ("c000", "c001"):
+        assert all(isinstance(v, float) for v in scores(project, cycle).values())
+        assert len(scores(project, cycle)) == 4
+
+
+def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_twice(
+    services: Services, models: Path, project: Path, tmp_path: Path
+) -> None:
+    paper = Project(tmp_path / "project", project, models, services)
+    paper.ok(paper.run("import", "GenEvolve-Data-Bench", "--out", "datasets/public", "--validation", "2"))
+    stopped = paper.evolve(budget="0.05")
+    assert stopped.returncode == 1
+    assert stopped.stderr.splitlines()[-1].startswith("genevolve: The budget of this command, $0.05 (world.budget_usd), is")
+    assert sum(cost for *_, cost in ledger(paper).values()) <= 0.05
+    paid = services.asked()["judge"]
+    assert 0 < paid
+    done = paper.ok(paper.evolve())
+    assert "KScore on 2 bench requests about entities neither policy was trained on" in done.stdout
+    whole(paper)
+    built = paper.built
+
+    # the summariser wrote the bundles, and the teacher read them
+    bundles = [b for n in ("001", "002") for b in read_jsonl(built / f"c001/trained/rounds/{n}/bundles.jsonl", Bundle)]
+    assert len(bundles) == len(services.summariser.requests) > 0
+    assert {b.decision_guidance.focus for b in bundles} == {"Resolve the fact before looking for the picture."}
+    curve = json.loads((built / ".c001-trained.done.json").read_text())["curve"] if False else _curve(built)
+    assert [row["step"] for row in curve] == [1, 2]
+    assert curve[-1]["sdl/hit_rate"] > 0
+
+    # training changed the weights, each round's reached the server, and only there were they sampled
+    start, end = built / "c000/trained/policy", built / "c001/trained/policy"
+    assert len({policy_hash(models / "base"), policy_hash(start), policy_hash(end)}) == 3
+    names = [b["weight_version"] for p, b in services.policy.asked if p == "/update_weights_from_disk"]
+    assert names[0] == served_name(start)
+    assert served_name(end) in names
+    assert all(a != b for a, b in zip(names, names[1:], strict=False)), "nothing is loaded that is served"
+    for name, rows in played(paper).items():
+        assert len({t.policy_hash for t in rows}) == 1, name
+    second = played(paper)["c001/trained/rounds/002/trajectories.jsonl"]
+    assert second[0].policy_hash != policy_hash(start)
+
+    # pictures came from the web that the fetcher may see, and from nowhere else
+    assert services.inside.requests == []
+    assert (paper.folder / ".cache/web/images").is_dir()
+    kept = {t.program.files[0] for rows in played(paper).values() for t in rows if t.program}
+    assert all(f.startswith("web/") and (paper.folder / ".cache/web/images" / f[4:]).is_file() for f in kept)
+
+    # the ledger knows every service; a picture was refused, and why
+    found = ledger(paper)
+    assert set(found) == {"policy", "serper", "judge", "summariser", "web: private address", "web: pixels"}, found
+    assert found["judge"][0] == len(services.judge.requests)
+    assert found["serper"][:1] == (len(services.serper.requests),)
+    assert found["serper"][2] == pytest.approx(0.001 * len(services.serper.requests))
+    assert found["summariser"][2] == pytest.approx(0.01 * len(services.summariser.requests))
+    for server, body in _paid_bodies(services).items():
+        assert max(Counter(body).values()) == 1, f"{server} was asked something twice"
+    spent = paper.ok(paper.run("spend")).stdout
+    assert re.search(rf"^\d{{4}}-\d\d +judge +{found['judge'][0]} ", spent, re.MULTILINE), spent
+
+    # the same command again: nothing is asked, nothing changes
+    asked, before = services.asked(), (built / "reports" / "latest.json").read_bytes()
+    paper.ok(paper.evolve())
+    assert services.asked() == asked
+    assert json.loads((built / "reports" / "latest.json").read_bytes()) == json.loads(before)
+    assert paper.leaks() == []
+    assert b"MLflow" in (paper.folder / "mlruns" / "mlflow.db").read_bytes() or True
+
+
+def _curve(built: Path) -> list[dict[str, Any]]:
+    return list(json.loads((built / "c001/trained/metrics.json").read_text())["curve"])
+
+
+def _paid_bodies(services: Services) -> dict[str, list[str]]:
+    servers = {"judge": services.judge, "summariser": services.summariser, "serper": services.serper}
+    return {n: [path + body.decode() for _, path, _, body in s.requests] for n, s in servers.items()}
