@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -44,6 +45,7 @@ KEYS = {
 GOOD_PROGRAM = "The thing of the first reference image stands alone in the middle, large and sharp, on a grey ground"
 WEAK_PROGRAM = "Something like the first reference image"
 SETTLED = "large and sharp"
+SERVERS = ("policy", "search", "images", "web", "render", "judge", "summariser")
 
 
 def script(ends: int, good: bool, asked: str) -> str:
@@ -90,28 +92,39 @@ def write_models(root: Path) -> None:
 
 
 class Sometimes:
-    """Every nth call meets a fault, each kind in its turn; `met` counts them. 0: none does."""
+    """Every nth new question meets a fault, each kind in its turn, and is answered when it is asked again; `met` counts.
+
+    0: none does.
+    """
 
     def __init__(self, every: int, kinds: dict[str, Reply]) -> None:
-        self.every, self.kinds, self.met, self._seen = every, kinds, dict.fromkeys(kinds, 0), 0
+        self.every, self.kinds, self.met = every, kinds, Counter[str]()
+        self._known: set[bytes] = set()
         self._lock = threading.Lock()
 
-    def next(self) -> Reply | None:
+    def next(self, question: bytes) -> Reply | None:
         with self._lock:
-            self._seen += 1
-            if not self.every or self._seen % self.every:
+            new = question not in self._known
+            self._known.add(question)
+            if not self.every or not new or len(self._known) % self.every:
                 return None
-            kind = list(self.kinds)[(self._seen // self.every - 1) % len(self.kinds)]
+            kind = list(self.kinds)[self.met.total() % len(self.kinds)]
             self.met[kind] += 1
             return self.kinds[kind]
 
     def over(self, reply: Reply) -> Reply:
         """Return a reply that is replaced by a fault now and then."""
-        return lambda h: (self.next() or reply)(h)
+        return lambda h: (self.next(h.path.encode() + h.body) or reply)(h)  # type: ignore[attr-defined]
 
-    def get(self, path: str) -> list[Reply | None]:
-        """As ModelServer takes its faults: none on what only lists or loads models."""
-        return [self.next() if path == "/generate" else None]
+
+class OfPolicy(dict[str, Any]):
+    """The same as ModelServer takes its faults."""
+
+    def __init__(self, faults: Sometimes, server: ModelServer) -> None:
+        self.faults, self.server = faults, server
+
+    def get(self, path: str, default: Any = None) -> list[Reply | None]:
+        return [self.faults.next(json.dumps(self.server.asked[-1]).encode())]  # the one that is being answered
 
 
 def echo(h: BaseHTTPRequestHandler) -> None:
@@ -180,7 +193,7 @@ class PolicyServer(ModelServer):
         text = self.policy.tokenizer.decode(prompt, skip_special_tokens=False)
         question = text.split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
         asked = question.partition("show ")[2].partition(",")[0] or question[:40]
-        good = seed % 2 == 1 or self.weight_version in self.names[2:]
+        good = seed % 3 == 0 or self.weight_version in self.names[2:]
         turn = script(prompt.count(self.policy.end) // 2 - 1, good, asked)
         return [*self.policy.encode(turn), self.policy.end]
 
@@ -203,15 +216,13 @@ def judged(messages: list[dict[str, Any]]) -> Any:
 class Services:
     """All servers of the paper's setting, the faults of each, and the environment that names them."""
 
-    def __init__(self, models: Path, every: int = 0) -> None:
-        def sometimes(**more: Reply) -> Sometimes:
-            return Sometimes(every, {**WIRE, **more})
-
-        cut: Reply = completion('{"rationale": "Looked at.", "faithf')
-        self.faults = {n: sometimes() for n in ("policy", "search", "images", "render", "web")}
-        self.faults |= {n: sometimes(cut=cut) for n in ("judge", "summariser")}
+    def __init__(self, models: Path, **every: int) -> None:
+        """`every`: by server, which new question meets a fault first (1: each of them); none without."""
+        cut = {"cut answer": completion('{"rationale": "Looked at.", "faithf')}
+        more = {"judge": cut, "summariser": cut}
+        self.faults = {n: Sometimes(every.get(n, 0), {**more.get(n, {}), **WIRE}) for n in SERVERS}
         self.policy = PolicyServer(models / "base", KEYS["GENEVOLVE_POLICY_KEY"])
-        self.policy.faults = self.faults["policy"]  # type: ignore[assignment]
+        self.policy.faults = OfPolicy(self.faults["policy"], self.policy)
         photos = {f"/p{n}.jpg": send(picture("JPEG", (90 + n, 60), colour=(40 * n, 90, 120))) for n in range(5)}
         self.web = Server({p: self.faults["web"].over(r) for p, r in photos.items()} | {"/bomb.png": send(bomb())})
         self.inside = Server({"/secret.png": send(picture())})
@@ -234,7 +245,7 @@ class Services:
 
     def shown(self, n: int) -> dict[str, str]:
         """A row of the image search; the first two are of those that no fetcher may take."""
-        where = {-2: f"{self.inside.url}/secret.png", -1: "http://photos.example/bomb.png"}
+        where = {-2: "http://inside.example/secret.png", -1: "http://photos.example/bomb.png"}
         return {"title": f"The thing, picture {n}", "link": f"https://photos.example/{n}",
                 "imageUrl": where.get(n, f"http://photos.example/p{n}.jpg")}  # fmt: skip
 
@@ -258,6 +269,7 @@ class Services:
             "GENEVOLVE_SUMMARISER_USD_CALL": "0.01",
             "GENEVOLVE_RENDER_URL": self.render.url,
             "PAPER_WEB_PORT": str(self.web.port),
+            "PAPER_INSIDE_PORT": str(self.inside.port),
         }
 
     def asked(self) -> dict[str, int]:

@@ -1,5 +1,5 @@
 """With this folder on PYTHONPATH, a Python process lives in a small Internet: names ending in .example resolve to one public
-address, and whoever dials it reaches the loopback server of $PAPER_WEB_PORT.
+address, inside.example to a private one, and whoever dials them reaches the servers of $PAPER_WEB_PORT and $PAPER_INSIDE_PORT.
 
 Below the sockets, so that no code of the project is touched: what it checks of a name's addresses is checked as ever.
 """
@@ -10,7 +10,8 @@ import os
 import socket
 import sys
 
-PUBLIC = "93.184.215.14"
+PUBLIC, PRIVATE = "93.184.215.14", "10.1.2.3"
+PORTS = {PUBLIC: "PAPER_WEB_PORT", PRIVATE: "PAPER_INSIDE_PORT"}
 EDIT = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus"
 _look_up, _connect = socket.getaddrinfo, socket.create_connection
 
@@ -19,13 +20,14 @@ def look_up(host, port, *more, **how):
     if isinstance(host, bytes):
         host = host.decode()
     if host.endswith(".example"):
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, int(port or 0)))]
+        address = PRIVATE if host == "inside.example" else PUBLIC
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(port or 0)))]
     return _look_up(host, port, *more, **how)
 
 
 def connect(address, *more, **how):
-    if address[0] == PUBLIC:
-        address = ("127.0.0.1", int(os.environ["PAPER_WEB_PORT"]))
+    if address[0] in PORTS:
+        address = ("127.0.0.1", int(os.environ[PORTS[address[0]]]))
     return _connect(address, *more, **how)
 
 
