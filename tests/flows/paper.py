@@ -327,7 +327,7 @@ class Project:
             f"experience.embedder_model={m / 'embedder'}", f"render.model={m / 'generator' / 'edit'}",
             f"render.text_model={m / 'generator' / 'text'}", "render.size=64", "render.steps=2", "sampling.k=2",
             "cycle.steps=2", "cycle.requests_per_step=2", "bench.resamples=200", "cold_start.device=cpu",
-            "cold_start.processes=1", "distill.device=cpu", "distill.processes=1",
+            "cold_start.processes=2", "distill.device=cpu", "distill.processes=1",
         ]  # fmt: skip
         return [word for v in (*values, *more) for word in ("--set", v)]
 
