@@ -30,7 +30,7 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
             break
     assert done.returncode == 0
     commands = (
-        "evolve ablate generate bench doctor pretrain-base world stage promote import export rescore rollback gc"
+        "evolve build ablate generate bench doctor pretrain-base world stage promote import export rescore rollback gc"
         " campaign serve deploy stop status"
     )
     for command in commands.split():
@@ -43,6 +43,8 @@ def test_help_lists_the_commands_in_half_a_second(project: Path) -> None:
     [
         (("evolve", "--profile", "nope"), "has no profile 'nope'; it has embedded, tiny, paper"),
         (("evolve", "--set", "sampling.k=0"), "sampling.k"),
+        (("build", "--profile", "paper"), "dataset.teacher_model is empty: name a model of the teacher service"),
+        (("build", "--set", "dataset.sft=10"), "change them, or use --no-dvc"),
         (("generate", "a giraffe", "--profile", "nope"), "nope"),
         (("stage", "evolve", "--cycle", "c999"), "the ledger has no cycle 'c999'"),
         (("stage", "juggle", "--cycle", "c001"), "there is no stage 'juggle'"),

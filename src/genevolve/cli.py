@@ -82,6 +82,33 @@ def evolve(
     typer.echo(table(numbers))
 
 
+@app.command("build")
+def build_data(
+    profile: Profile = None,
+    set_: Set = None,
+    dvc: Annotated[bool | None, typer.Option("--dvc/--no-dvc", help="As for `evolve`.")] = None,
+) -> None:
+    """Build GenEvolve-Data of a profile, unless it is up to date, and print what each step kept."""
+    import json
+
+    from genevolve.errors import SettingsError
+    from genevolve.workspace import Workspace
+
+    settings = _settings(profile, None, set_)
+    use_dvc, workspace = Workspace.of(settings.profile, dvc)
+    if set_ and use_dvc:
+        raise SettingsError(
+            "--set: DVC records this dataset with the values of params.yaml; change them, or use --no-dvc"
+        )
+    from flows.build_dataset import build_dataset
+
+    metrics = build_dataset(settings, workspace, use_dvc)["metrics"]
+    for row in json.loads((workspace.dataset / "yields.json").read_text(encoding="utf-8")):
+        spare = f" (spare {row['spare']})" if row.get("spare") else ""
+        typer.echo(f"{row['stage']:<34} {row['in']:>6} {row['kept']:>6}{spare}")
+    typer.echo(f"{workspace.dataset}: {metrics['digest']}")
+
+
 @app.command()
 def ablate(
     seeds: Annotated[int | None, typer.Option(help="How many seeds (default: what each arm's entry says).")] = None,
@@ -340,13 +367,15 @@ def pretrain_base(
     out: Annotated[Path, typer.Option(help="Where the base goes.")] = Path("assets/base-policy"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int | None, typer.Option(help="Another seed than the committed base's.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Go on with the base in this folder.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of practice, if not the recipe's.")] = None,
 ) -> None:
     """Make the small pretrained base of the embedded default (an hour or two on two cores; done once, by us)."""
     import json
 
     from genevolve.stages import pretrain_base as stage
 
-    typer.echo(json.dumps(stage.run(out=out, device=device, seed=seed), indent=1))
+    typer.echo(json.dumps(stage.run(out=out, device=device, seed=seed, start=start, tokens=tokens), indent=1))
 
 
 @app.command()

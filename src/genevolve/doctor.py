@@ -167,6 +167,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
         yield _chat_service("judge", "judge.model", j.model, blocks)
     if e.summariser == "openai":
         yield _chat_service("summariser", "experience.model", e.model, "bundles, so every guide: docs/judge.md")
+    yield from _data_models(settings)
     if e.embedder == "qwen3":
         found = _embedder_there(e.embedder_model)
         said = f"{e.embedder_model}{'' if found else ' is no folder and not in the Hugging Face cache'}"
@@ -181,6 +182,25 @@ def _models(settings: Settings) -> Iterator[Finding]:
         if file:
             yield Finding(
                 setting, Path(file).is_file(), file, "whatever reads it: give a Markdown file, or leave it empty"
+            )
+
+
+def _data_models(settings: Settings) -> Iterator[Finding]:
+    """Say whether the models that make GenEvolve-Data are there: the teacher, and writer and auditor where they are others."""
+    d = settings.dataset
+    if d.teacher != "openai" or d.imported:
+        return
+    from genevolve.dataset.models.asking import service_of
+
+    services = {name: service_of(name, d) for name in ("teacher", "writer", "auditor")}
+    for name, (service, model) in services.items():
+        if name == "teacher" or (service, model) != services["teacher"]:
+            what = "" if service == name else f" ({name})"
+            yield _chat_service(service, f"dataset.{name}_model", model, f"building data{what}: docs/data.md")
+    for setting in ("teacher_prompt", "writer_prompt", "auditor_prompt", "filter_prompt", "seeds"):
+        if file := getattr(d, setting):
+            yield Finding(
+                f"dataset.{setting}", Path(file).is_file(), file, "building data: give a file, or leave it empty"
             )
 
 

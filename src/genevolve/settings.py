@@ -40,7 +40,23 @@ RANKS_ONLY = (
 """Fields of the cold start that its trainer `ranks` alone knows."""
 
 LATER = {
-    "dataset": ("imported",),
+    "dataset": (
+        "imported",
+        "teacher_model",
+        "teacher_prompt",
+        "teacher_tries",
+        "teacher_temperature",
+        "teacher_options",
+        "writer_model",
+        "writer_prompt",
+        "writer_temperature",
+        "writer_options",
+        "seeds",
+        "auditor_model",
+        "auditor_prompt",
+        "auditor_options",
+        "filter_prompt",
+    ),
     "judge": ("rubric", "program_rubric", "max_tokens", "options"),
     "experience": ("model", "prompt", "options", "embedder_model"),
     "render": ("text_model", "steps", "true_cfg"),
@@ -61,7 +77,11 @@ OF_COMMANDS = {"world": {"budget_usd": 0.0}}
 """Fields of the command, not of what it makes, and what stands in every recipe and fingerprint for them: with another
 budget the same run goes on. Read back, they are the profile's own."""
 
-FILES = {"judge": ("rubric", "program_rubric"), "experience": ("prompt",)}
+FILES = {
+    "dataset": ("teacher_prompt", "writer_prompt", "seeds", "auditor_prompt", "filter_prompt"),
+    "judge": ("rubric", "program_rubric"),
+    "experience": ("prompt",),
+}
 """Fields that name a file of the user's: its content counts in a fingerprint."""
 
 
@@ -101,7 +121,38 @@ class DatasetSizes(Section):
     guide_fraction: float = Field(ge=0, le=1)
     """Share of SFT trajectories that carry a Current-Task Decision Guide and follow it. [ours]: .3"""
     teacher: Literal["scripted", "openai"]
-    """Who writes the trajectories."""
+    """Who makes the data: scripts over the embedded world, or models (docs/data.md): GENEVOLVE_TEACHER_URL plays the
+    trajectories, GENEVOLVE_WRITER_URL writes requests and GENEVOLVE_AUDITOR_URL audits, both the teacher's where not set."""
+    teacher_model: str = ""
+    """What the teacher's service calls its model."""
+    teacher_prompt: str = ""
+    """A Markdown file that the teacher reads behind the policy's system prompt, and the records do not show; empty: ours
+    (dataset/prompts/teacher.md)."""
+    teacher_tries: int = Field(default=1, ge=1, le=8)
+    """Trajectories of one request until one passes checks and audit; the first that does is taken. [ours]"""
+    teacher_temperature: float = Field(default=0.7, ge=0, le=2)
+    """Of the teacher's turns; top-p is .95. [ours]"""
+    teacher_options: dict[str, Any] = {}
+    """Further fields of the requests to the teacher (`reasoning_effort`); null takes one out (`seed`)."""
+    writer_model: str = ""
+    """The model that writes recipes and requests; empty: the teacher's."""
+    writer_prompt: str = ""
+    """A Markdown file with the writer's prompt; empty: ours (dataset/prompts/writer.md)."""
+    writer_temperature: float = Field(default=1.0, ge=0, le=2)
+    """Of the writer. [ours]"""
+    writer_options: dict[str, Any] = {}
+    """As `teacher_options`."""
+    seeds: str = ""
+    """A JSON file with the categories, families and places that seeds are drawn from; empty: ours
+    (dataset/prompts/seeds.json)."""
+    auditor_model: str = ""
+    """The model with eyes that audits; empty: the teacher's."""
+    auditor_prompt: str = ""
+    """A Markdown file with the auditor's prompt; empty: ours (dataset/prompts/auditor.md)."""
+    auditor_options: dict[str, Any] = {}
+    """As `teacher_options`."""
+    filter_prompt: str = ""
+    """A Markdown file by which the judge's model filters ground truths; empty: ours (dataset/prompts/filter.md)."""
     imported: str | None = None
     """A folder that `genevolve import` made: the build stage takes it instead of building; the sizes above do not count."""
 

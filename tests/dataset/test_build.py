@@ -183,9 +183,12 @@ def test_too_few_recipes_are_one_sentence(dataset: Path, resized: Callable[..., 
         stage.make_dataset(resized(recipes=10), dataset / "world", tmp_path / "out")
 
 
-def test_a_service_profile_says_that_it_cannot_build_here(project: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"dataset\.teacher: openai cannot build"):
-        stage.run(load("paper", path=project / "params.yaml"), out=tmp_path / "out")
+def test_what_a_build_misses_is_one_sentence(project: Path, tmp_path: Path) -> None:
+    params = project / "params.yaml"
+    with pytest.raises(SettingsError, match=r"dataset\.teacher_model is empty"):
+        stage.run(load("paper", path=params), out=tmp_path / "out")
+    with pytest.raises(SettingsError, match=r"world\.search: serper is no world for the scripted teacher"):
+        stage.run(load("tiny", overrides=["world.search=serper"], path=params), out=tmp_path / "out")
 
 
 def test_broken_lines_name_file_line_and_field(dataset: Path, tmp_path: Path) -> None:

@@ -74,6 +74,15 @@ def test_the_wired_start_copies_before_any_training() -> None:
     assert (said == ids[:, 1:]).float().mean() > 0.6
 
 
+def test_practice_goes_on_with_a_base_in_its_own_sizes(tmp_path: Path) -> None:
+    small = new_model(PretrainConfig(vocab_size=1024, kv_heads=2))
+    small.save_pretrained(tmp_path)
+    again = new_model(PretrainConfig(start=str(tmp_path)))
+    assert again.config.num_key_value_heads == 2
+    assert again.dtype == torch.float32
+    assert torch.equal(again.model.embed_tokens.weight, small.model.embed_tokens.weight)
+
+
 def test_the_wired_start_tells_lines_apart_that_end_in_the_same_two_words() -> None:
     """Five lines "a b c d"; only a and b differ. Asked again for one of them, its own d comes first among the five."""
     model = new_model(PretrainConfig(vocab_size=1024)).eval()

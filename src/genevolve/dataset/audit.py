@@ -54,6 +54,7 @@ class Audit(Record):
     habits: str
     scores: dict[str, int] = Field(description="dimension -> 1..5")
     reason: str = Field(default="", description="why it was rejected; empty: accepted")
+    said: str = Field(default="", description="an auditor's own words, where it is a model")
 
 
 def audit(lesson: Lesson, entity_of: Mapping[str, str]) -> Audit:

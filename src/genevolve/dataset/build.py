@@ -17,12 +17,12 @@ from typing import get_args
 from pydantic import BaseModel
 
 from genevolve.dataset.audit import Audit
-from genevolve.dataset.duplicates import Seen, masked
+from genevolve.dataset.duplicates import Seen
 from genevolve.dataset.errors import DatasetError
 from genevolve.dataset.public import Quarantined, Yield
-from genevolve.dataset.recipe_pool import GT_SPLITS, SFT_SPLITS, Cell, Drawer, Recipe
+from genevolve.dataset.recipe_pool import GT_SPLITS, SFT_SPLITS, Cell, Drawn, Draws, Unwritten
 from genevolve.dataset.splits import check_splits, with_halves
-from genevolve.dataset.workers import Taught, Workshop
+from genevolve.dataset.workers import Taught, Teaches
 from genevolve.records import EvalType, Request, Split, Trajectory, dump
 from genevolve.settings import DatasetSizes
 
@@ -76,7 +76,7 @@ def quotas(sizes: DatasetSizes) -> dict[Cell, int]:
     return out
 
 
-def build(sizes: DatasetSizes, drawer: Drawer, workshop: Workshop, gt_folder: Path) -> Built:
+def build(sizes: DatasetSizes, drawer: Draws, workshop: Teaches, gt_folder: Path) -> Built:
     """Return the dataset, ground truths written to `gt_folder`; raise DatasetError when `recipes` do not suffice."""
     built, seen = Built(), Seen()
     cells = {cell: _Cellar(quota) for cell, quota in quotas(sizes).items()}
@@ -94,9 +94,9 @@ def build(sizes: DatasetSizes, drawer: Drawer, workshop: Workshop, gt_folder: Pa
     return built
 
 
-def _draw(cells: dict[Cell, _Cellar], drawer: Drawer, seen: Seen, built: Built, most: int) -> list[Recipe]:
+def _draw(cells: dict[Cell, _Cellar], drawer: Draws, seen: Seen, built: Built, most: int) -> list[Drawn]:
     """Draw what the open quotas need, duplicates and ill-sized questions left out."""
-    recipes = []
+    wanted: list[Cell] = []
     for cell, cellar in cells.items():
         short = cellar.open - len(cellar.waiting)
         for _ in range(math.ceil(short / EXPECTED_YIELD) if short > 0 else 0):
@@ -106,28 +106,32 @@ def _draw(cells: dict[Cell, _Cellar], drawer: Drawer, seen: Seen, built: Built, 
                     f"the track {cell.track} are missing): raise dataset.recipes or ask for fewer."
                 )
             built.counts["drawn"] += 1
-            recipe = drawer.draw(cell)
-            if reason := _unfit(recipe, seen):
-                built.leave_out(recipe.request.id, "de-duplication, length", reason, recipe.request)
-            else:
-                recipes.append(recipe)
+            wanted.append(cell)
+    recipes: list[Drawn] = []
+    for recipe in drawer.draw_all(wanted):
+        if isinstance(recipe, Unwritten):
+            built.leave_out(recipe.id, "de-duplication, length", recipe.reason, recipe.seed)
+        elif reason := _unfit(recipe, seen):
+            built.leave_out(recipe.request.id, "de-duplication, length", reason, recipe.request)
+        else:
+            recipes.append(recipe)
     built.counts["distinct"] += len(recipes)
     return recipes
 
 
-def _unfit(recipe: Recipe, seen: Seen) -> str:
+def _unfit(recipe: Drawn, seen: Seen) -> str:
     request = recipe.request
     low, high = QUESTION_CHARACTERS
     if not low <= len(request.question) <= high:
         return f"the question has {len(request.question)} characters, not {low} to {high}"
-    twin = seen.add(request, masked(request.question, [n.phrase() for n in recipe.named], recipe.scene.text))
+    twin = seen.add(request, recipe.template())
     return f"a near-duplicate of {twin}" if twin else ""
 
 
 def _sort_in(taught: Taught, cells: dict[Cell, _Cellar], built: Built) -> None:
     request = taught.recipe.request
     built.counts["structural"] += taught.stage != "teacher"
-    built.counts["checked"] += taught.audit is not None
+    built.counts["checked"] += taught.stage not in ("teacher", "program checks")
     if taught.audit is not None:
         built.audits.append(taught.audit)
     if taught.stage:
@@ -147,7 +151,7 @@ def _keep_sft(cells: dict[Cell, _Cellar]) -> None:
             del cellar.waiting[:n]
 
 
-def _keep_truths(cells: dict[Cell, _Cellar], workshop: Workshop, built: Built, folder: Path) -> None:
+def _keep_truths(cells: dict[Cell, _Cellar], workshop: Teaches, built: Built, folder: Path) -> None:
     """Render and filter as many waiting requests as each cell still needs."""
     tried: list[tuple[_Cellar, Taught]] = []
     for cell, cellar in cells.items():
@@ -167,7 +171,7 @@ def _keep_truths(cells: dict[Cell, _Cellar], workshop: Workshop, built: Built, f
         name = f"gt/{request.id}.png"
         (folder / f"{request.id}.png").write_bytes(truth.png)
         request = request.model_copy(update={"gt_image": name})
-        cellar.kept.append(replace(taught, recipe=replace(taught.recipe, request=request)))
+        cellar.kept.append(replace(taught, recipe=taught.recipe.asking(request)))
 
 
 def _collect(cells: dict[Cell, _Cellar], built: Built) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 from genevolve.records import Difficulty, EvalType, Request, Split, Trajectory
@@ -28,8 +29,20 @@ class Failure:
         return f"The {self.table} table fails '{self.expectation}'{rows}."
 
 
-def request_table(requests: Sequence[Request]) -> list[dict[str, Any]]:
-    """Return the rows the `requests` and `bench` suites look at."""
+@dataclass(frozen=True)
+class Bounds:
+    """How long a trajectory may be, by who played it. The scripted teacher's are the default."""
+
+    characters: int = 6000
+    image_searches: int = 2
+
+
+MODEL = Bounds(400_000, 10)
+"""Of a model's trajectories: ten calls, and turns as long as the grammar takes them."""
+
+
+def request_table(requests: Sequence[Request], counts: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+    """Return the rows the `requests` and `bench` suites look at. `counts`: requirements of requests that have no scene."""
     return [
         {
             "id": r.id,
@@ -43,8 +56,8 @@ def request_table(requests: Sequence[Request]) -> list[dict[str, Any]]:
             "gt_image": r.gt_image,
             "needs_gt": r.split not in ("sft", "sft_heldout"),
             "has_gt": r.gt_image is not None,
-            "requirements": len(r.scene.requirements()) if r.scene else 0,
-            "subjects": len(r.scene.subjects) if r.scene else 0,
+            "requirements": len(r.scene.requirements()) if r.scene else (counts or {}).get(r.id, 0),
+            "subjects": len(r.scene.subjects) if r.scene else None,
             "references": len(r.gold_program.files) if r.gold_program else 0,
         }
         for r in requests
@@ -71,7 +84,9 @@ def sft_table(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
     ]
 
 
-def check_tables(tables: dict[str, list[dict[str, Any]]], sizes: dict[str, int]) -> list[Failure]:
+def check_tables(
+    tables: dict[str, list[dict[str, Any]]], sizes: dict[str, int], bounds: Bounds | None = None
+) -> list[Failure]:
     """Return every broken expectation of the tables `requests`, `bench` and `sft`; `sizes`: rows each must have."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     with warnings.catch_warnings():
@@ -91,14 +106,17 @@ def check_tables(tables: dict[str, list[dict[str, Any]]], sizes: dict[str, int])
                 continue
             whole = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
             batch = whole.get_batch({"dataframe": pd.DataFrame(rows)})
-            suite = gx.ExpectationSuite(name, expectations=_suite(name, gx.expectations, sizes[name]))
+            suite = gx.ExpectationSuite(
+                name, expectations=_suite(name, gx.expectations, sizes[name], bounds or Bounds())
+            )
             wanted = {"result_format": "COMPLETE", "unexpected_index_column_names": ["id"]}
             failures += _failures(name, batch.validate(suite, result_format=wanted))
         return failures
 
 
-def _suite(table: str, x: Any, size: int) -> list[Any]:
-    suites = {"requests": _requests_suite, "bench": _bench_suite, "sft": _sft_suite}
+def _suite(table: str, x: Any, size: int, bounds: Bounds) -> list[Any]:
+    suites: dict[str, Callable[[Any], list[Any]]]
+    suites = {"requests": _requests_suite, "bench": _bench_suite, "sft": partial(_sft_suite, bounds)}
     return [
         x.ExpectTableRowCountToEqual(value=size),
         x.ExpectColumnValuesToNotBeNull(column="id"),
@@ -119,7 +137,10 @@ def _requests_suite(x: Any) -> list[Any]:
         x.ExpectColumnValuesToBeInSet(column="split", value_set=list(get_args(Split))),
         x.ExpectColumnValuesToNotBeNull(column="category"),
         x.ExpectColumnValuesToBeBetween(column="requirements", min_value=2, max_value=9),
-        x.ExpectColumnPairValuesToBeEqual(column_A="subjects", column_B="references"),
+        x.ExpectColumnPairValuesToBeEqual(
+            column_A="subjects", column_B="references", ignore_row_if="either_value_is_missing"
+        ),
+        x.ExpectColumnValuesToBeBetween(column="references", min_value=1, max_value=2),
         x.ExpectColumnPairValuesToBeEqual(column_A="needs_gt", column_B="has_gt"),
     ]
 
@@ -136,17 +157,19 @@ def _bench_suite(x: Any) -> list[Any]:
     ]
 
 
-def _sft_suite(x: Any) -> list[Any]:
+def _sft_suite(bounds: Bounds, x: Any) -> list[Any]:
     return [
         x.ExpectColumnValuesToBeUnique(column="request_id"),
         x.ExpectColumnValuesToBeInSet(column="first_role", value_set=["system"]),
-        x.ExpectColumnValuesToMatchRegex(column="last_turn", regex=r"(?s)^<think>.*</think><answer>\{.*\}</answer>$"),
+        x.ExpectColumnValuesToMatchRegex(
+            column="last_turn", regex=r"(?s)^\s*<think>.*</think>\s*<answer>\s*\{.*\}\s*</answer>\s*$"
+        ),
         x.ExpectColumnValuesToBeBetween(column="turns", min_value=2, max_value=11),
-        x.ExpectColumnValuesToBeBetween(column="characters", min_value=200, max_value=6000),
+        x.ExpectColumnValuesToBeBetween(column="characters", min_value=200, max_value=bounds.characters),
         x.ExpectColumnValuesToNotBeNull(column="gen_prompt"),
         x.ExpectColumnValuesToNotMatchRegex(column="gen_prompt", regex=r"(?i)IMG_\d|https?://"),
         x.ExpectColumnValuesToBeBetween(column="references", min_value=1, max_value=2),
-        x.ExpectColumnValuesToBeBetween(column="image_searches", min_value=1, max_value=2),
+        x.ExpectColumnValuesToBeBetween(column="image_searches", min_value=1, max_value=bounds.image_searches),
         x.ExpectColumnValuesToBeInSet(column="refused", value_set=[0]),
         x.ExpectColumnValuesToBeInSet(column="tokens", value_set=[0]),
     ]

@@ -11,7 +11,7 @@ from genevolve.agent.session import Session, Tools
 from genevolve.agent.system import system_prompt
 from genevolve.dataset.recipe_pool import Recipe
 from genevolve.dataset.teacher import CAREFUL, ORDINARY, SLOPPY, Habits, make_plan, teach
-from genevolve.records import Trajectory
+from genevolve.records import Program, Trajectory
 from genevolve.training.drills import GUIDED, draw_guided, make_guide
 
 MIX: tuple[tuple[str, Habits, float], ...] = (
@@ -79,7 +79,11 @@ def _trajectory(recipe: Recipe, session: Session) -> Trajectory:
 
 def structural_fault(lesson: Lesson) -> str:
     """Return why a trajectory is not structurally valid, or an empty string."""
-    t = lesson.trajectory
+    return unfinished(lesson.trajectory)
+
+
+def unfinished(t: Trajectory) -> str:
+    """Return why a trajectory is not structurally valid, whoever played it, or an empty string."""
     if t.program is None:
         return t.failure or "there is no program"
     return f"{t.format_errors} turns broke the format" if t.format_errors else ""
@@ -93,6 +97,21 @@ def program_fault(lesson: Lesson) -> str:
     t = lesson.trajectory
     if t.program is None:
         return "there is no program"
+    if fault := turns_fault(t):
+        return fault
+    searched = sum(c.name == "search" for c in t.tool_calls)
+    gaps = sum(n.clue is not None for n in lesson.recipe.named)
+    if searched < gaps:
+        return "a fact was never searched"
+    if searched and not gaps:
+        return "a search that the request does not need"
+    if len(t.program.files) != len(lesson.recipe.scene.subjects):
+        return "not one reference for each subject"
+    return prompt_fault(t.program)
+
+
+def turns_fault(t: Trajectory) -> str:
+    """Return what is wrong with a trajectory's turns and calls, or an empty string."""
     for m in t.messages:
         if m.role == "assistant" and isinstance(turn := parse_turn(m.content, False), FormatError):
             return f"a turn does not parse: {turn.reason}"
@@ -102,16 +121,13 @@ def program_fault(lesson: Lesson) -> str:
     empty = next((c for c in t.tool_calls if not c.result), None)
     if empty is not None:
         return f"a call of {empty.name} found nothing"
-    searched = sum(c.name == "search" for c in t.tool_calls)
-    gaps = sum(n.clue is not None for n in lesson.recipe.named)
-    if searched < gaps:
-        return "a fact was never searched"
-    if searched and not gaps:
-        return "a search that the request does not need"
-    if len(t.program.files) != len(lesson.recipe.scene.subjects):
-        return "not one reference for each subject"
+    return ""
+
+
+def prompt_fault(program: Program) -> str:
+    """Return what is wrong with a program's prompt, or an empty string."""
     try:
-        check_prompt(t.program.gen_prompt, len(t.program.files))
+        check_prompt(program.gen_prompt, len(program.files))
     except RuleError as e:
         return str(e)
     return ""

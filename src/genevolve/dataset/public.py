@@ -10,6 +10,10 @@
     audit.jsonl, quarantine.jsonl           every audited trajectory's scores; all that was left out, and why
     yields.json, report.json                what each stage kept; counts and the dataset's digest
 
+A folder made with models (`dataset.teacher: openai`) has requests without scenes, their gold program the teacher's own;
+recipes.jsonl (models.writer.Sheet) is what each request was made of. With web search it has web/NAME for pictures and no
+world/.
+
 An imported folder (`genevolve import`, docs/data.md) has no world/ and no audit.jsonl, its requests no scene and, where the
 source is silent, no eval_type, category or difficulty; source.jsonl keeps the source's own columns of every record.
 

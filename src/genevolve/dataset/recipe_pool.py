@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
+from genevolve.dataset.duplicates import masked
 from genevolve.dataset.errors import DatasetError
 from genevolve.dataset.recipes import Named, difficulty, make_scene, write_question
 from genevolve.dataset.wording import gold_prompt
-from genevolve.records import Difficulty, EvalType, Program, Reference, Request, Split
+from genevolve.records import Difficulty, EvalType, Program, Record, Reference, Request, Split
 from genevolve.scene import Scene
 from genevolve.tools.entity import Entity
 from genevolve.tools.facts import Fact
@@ -47,6 +48,42 @@ class Cell(NamedTuple):
     guided: bool = False
 
 
+class Drawn(Protocol):
+    """A recipe, whoever wrote it, as the build needs it."""
+
+    @property
+    def request(self) -> Request: ...
+
+    @property
+    def guided(self) -> bool: ...
+
+    def template(self) -> str:
+        """Return the question without what it names and letters (`Seen.add`), or an empty string."""
+        ...
+
+    def asking(self, request: Request) -> Drawn:
+        """Return the same recipe with another request record."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unwritten:
+    """A recipe that came to nothing."""
+
+    id: str
+    reason: str
+    seed: Record
+    """what it should have been made of"""
+
+
+class Draws(Protocol):
+    """Whoever draws recipes."""
+
+    def draw_all(self, cells: Sequence[Cell]) -> Sequence[Drawn | Unwritten]:
+        """Return the next recipe of each cell, in order; a cell may be named many times."""
+        ...
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One drawn recipe: the request, and what only the teacher and the audit may know."""
@@ -62,6 +99,12 @@ class Recipe:
     def scene(self) -> Scene:
         assert self.request.scene is not None
         return self.request.scene
+
+    def template(self) -> str:
+        return masked(self.request.question, [n.phrase() for n in self.named], self.scene.text)
+
+    def asking(self, request: Request) -> Recipe:
+        return replace(self, request=request)
 
 
 class Pool:
@@ -137,6 +180,9 @@ class Drawer:
         self.pools, self.data_seed = pools, data_seed
         self._drawn: Counter[Cell] = Counter()
         self._numbers: Counter[str] = Counter()
+
+    def draw_all(self, cells: Sequence[Cell]) -> list[Recipe]:
+        return [self.draw(cell) for cell in cells]
 
     def draw(self, cell: Cell) -> Recipe:
         """Return the cell's next recipe."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ from pydantic import BaseModel
 from genevolve.dataset.audit import Audit
 from genevolve.dataset.build import Built, files_of, yields
 from genevolve.dataset.errors import DatasetError
-from genevolve.dataset.expectations import check_tables, request_table, sft_table
+from genevolve.dataset.expectations import Bounds, check_tables, request_table, sft_table
 from genevolve.dataset.public import REQUESTS, SFT_FILES, WORLD, public_row, sft_row
 from genevolve.records import Record, Request, write_jsonl
+from genevolve.scene import Scene
 from genevolve.settings import DatasetSizes
 from genevolve.tools.world import World
 
 
-def write_dataset(built: Built, world: World, out: Path) -> None:
-    """Write every file of the dataset but its report (folder format: see `public`)."""
+def write_dataset(built: Built, picture: Callable[[str], bytes], out: Path) -> None:
+    """Write every file of the dataset but its report (folder format: see `public`); `picture` gives a named file's bytes."""
     by_split = Counter(r.split for r in built.requests)
     for split in by_split:
         rows: Sequence[BaseModel]
@@ -39,7 +40,7 @@ def write_dataset(built: Built, world: World, out: Path) -> None:
     for file in files_of(built.requests, [t for rows in built.trajectories.values() for t in rows]):
         path = out / file
         path.parent.mkdir(exist_ok=True)
-        path.write_text(world.image(file), encoding="utf-8", newline="\n")
+        path.write_bytes(picture(file))
 
 
 def write_public(path: Path, rows: Sequence[BaseModel]) -> None:
@@ -48,15 +49,29 @@ def write_public(path: Path, rows: Sequence[BaseModel]) -> None:
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
-def check_dataset(built: Built, sizes: DatasetSizes, out: Path) -> None:
-    """Run the suites; quarantine what they catch and raise DatasetError with the first failure's sentence."""
+def check_dataset(
+    built: Built,
+    sizes: DatasetSizes,
+    out: Path,
+    counts: Mapping[str, int] | None = None,
+    bounds: Bounds | None = None,
+) -> None:
+    """Run the suites; quarantine what they catch and raise DatasetError with the first failure's sentence.
+
+    `counts`, `bounds`: see `request_table` and `check_tables`.
+    """
     bench = [r for r in built.requests if r.split == "bench"]
     trajectories = [t for rows in built.trajectories.values() for t in rows]
     sft = sizes.sft + sizes.sft_heldout
     total = sft + sizes.evolve + sizes.validation + sizes.bench
     failures = check_tables(
-        {"requests": request_table(built.requests), "bench": request_table(bench), "sft": sft_table(trajectories)},
+        {
+            "requests": request_table(built.requests, counts),
+            "bench": request_table(bench, counts),
+            "sft": sft_table(trajectories),
+        },
         {"requests": total, "bench": sizes.bench, "sft": sft},
+        bounds,
     )
     if not failures:
         return
@@ -70,12 +85,12 @@ def check_dataset(built: Built, sizes: DatasetSizes, out: Path) -> None:
     raise DatasetError(failures[0].sentence() + more)
 
 
-def make_report(built: Built, world: World, out: Path) -> dict[str, Any]:
+def make_report(built: Built, world: World | None, out: Path) -> dict[str, Any]:
     """Return counts, shares, audit means, yields and the digest of the folder's content."""
     requests = built.requests
     return {
         "digest": content_digest(out, world),
-        "world": world.digest,
+        **({"world": world.digest} if world else {}),
         "requests": len(requests),
         "splits": {s: _counts([r for r in requests if r.split == s]) for s in _values(requests, "split")},
         "category": dict(sorted(Counter(r.category for r in requests).items())),
@@ -100,10 +115,16 @@ def _counts(requests: Sequence[Request]) -> dict[str, Any]:
         "n": len(requests),
         **by,
         "categories": len({r.category for r in requests}),
+        **(_of_scenes(scenes, n) if scenes else {}),
+        **({"half": dict(sorted(Counter(str(r.half) for r in requests).items()))} if requests[0].half else {}),
+    }
+
+
+def _of_scenes(scenes: Sequence[Scene], n: int) -> dict[str, Any]:
+    return {
         "entities": len({s.entity for scene in scenes for s in scene.subjects}),
         "lettering": round(sum(s.text is not None for s in scenes) / n, 4),
         "two_subjects": round(sum(len(s.subjects) == 2 for s in scenes) / n, 4),
-        **({"half": dict(sorted(Counter(str(r.half) for r in requests).items()))} if requests[0].half else {}),
     }
 
 

@@ -9,14 +9,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from genevolve.agent.session import Tools
 from genevolve.agent.system import load_system
 from genevolve.dataset.audit import Audit, audit
 from genevolve.dataset.errors import DatasetError
 from genevolve.dataset.lessons import Lesson, give_lesson, program_fault, structural_fault
-from genevolve.dataset.recipe_pool import Recipe
+from genevolve.dataset.recipe_pool import Drawn, Recipe
 from genevolve.dataset.truth import Truth, make_truth
 from genevolve.judge.base import ImageJudge
 from genevolve.records import Request, Trajectory
@@ -43,12 +43,24 @@ class Work:
 class Taught:
     """What became of one recipe. `stage` names where it was left out; empty: it passed the audit."""
 
-    recipe: Recipe
+    recipe: Drawn
     trajectory: Trajectory
     habits: str
     stage: str = ""
     reason: str = ""
     audit: Audit | None = None
+
+
+class Teaches(Protocol):
+    """Whoever plays, checks and audits recipes, and draws and filters ground truths."""
+
+    def teach(self, recipes: Sequence[Any]) -> list[Taught]:
+        """Return what became of each recipe, in order."""
+        ...
+
+    def truth(self, requests: Sequence[Request]) -> list[Truth]:
+        """Return each request's ground truth, in order."""
+        ...
 
 
 class Hand:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -125,6 +125,15 @@ class SufficiencyVerdict(BaseModel):
 Verdict = KScoreVerdict | SufficiencyVerdict
 
 
+class Snapping(Protocol):
+    """A verdict that can say its levels."""
+
+    def snapped(self) -> dict[str, float]: ...
+
+    @classmethod
+    def model_validate(cls, obj: Any) -> Snapping: ...
+
+
 def moved(verdict: Verdict) -> dict[str, float]:
     """Return by how much each score was snapped, where it was."""
     after = verdict.snapped()
@@ -132,7 +141,7 @@ def moved(verdict: Verdict) -> dict[str, float]:
     return {n: d for n, d in found.items() if d}
 
 
-def refuse_foreign(verdict: Verdict, raw: str, judged: Sequence[str]) -> None:
+def refuse_foreign(verdict: Snapping, raw: str, judged: Sequence[str]) -> None:
     """Raise ValueError where the answer's verdict is not surely the judge's own.
 
     `judged`: the texts of strangers that the judge read. An answer that repeats a JSON object out of them, or holds two

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -44,9 +44,16 @@ class ServedPolicy:
         words: ChatML | None,
         hashes: tuple[str, str],
         longest: int | None = None,
+        family: str = "",
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`hashes` are (policy, tokenizer); `longest`: the server's own limit on a conversation's tokens."""
+        """`hashes` are (policy, tokenizer); `longest`: the server's own limit on a conversation's tokens.
+
+        At message level alone: turns of a `family` are paid once and kept, and `options` are further fields of the
+        request's body (null takes one out).
+        """
         self.client, self.model, self.ability, self.words, self.longest = client, model, ability, words, longest
+        self.family, self.options = family, dict(options or {})
         self.policy_hash, self.tokenizer_hash = hashes
         self._messages = Messages()
 
@@ -135,7 +142,8 @@ class ServedPolicy:
             turn = dialect.read(value, draw)
             return Paid(turn, len(draw.ids) + len(turn.ids), self.client.endpoint.cost(len(draw.ids), len(turn.ids)))
 
-        return await self._ask(dialect, dialect.body(draw), read, len(draw.ids), draw.most)
+        turn: Turn = await self._ask(dialect, dialect.body(draw), read, len(draw.ids), draw.most)
+        return turn
 
     async def message_turn(self, messages: list[dict[str, str]], most: int, sampling: Sampling, seed: int) -> Turn:
         size = sum(len(m["content"]) // 3 + 8 for m in messages)
@@ -143,17 +151,25 @@ class ServedPolicy:
         def read(value: Any) -> Paid:
             turn = self._messages.read(value)
             used = turn.used or size + most
-            return Paid(turn, used, self.client.endpoint.cost(min(used, size), max(0, used - size)))
+            cost = self.client.endpoint.cost(min(used, size), max(0, used - size))
+            return Paid([turn.text, turn.cut, turn.used], used, cost)
 
-        body = self._messages.body(self.model, messages, most, sampling, seed)
-        return await self._ask(self._messages, body, read, size, most)
+        body = self._messages.body(self.model, messages, most, sampling, seed) | self.options
+        body = {k: v for k, v in body.items() if v is not None}
+        text, cut, used = await self._ask(self._messages, body, read, size, most, self.family)
+        return Turn(text=text, cut=cut, used=used)
 
     async def _ask(
-        self, where: TokenDialect | Messages, body: dict[str, Any], read: Callable[[Any], Paid], size: int, most: int
-    ) -> Turn:
+        self,
+        where: TokenDialect | Messages,
+        body: dict[str, Any],
+        read: Callable[[Any], Paid],
+        size: int,
+        most: int,
+        family: str = "",
+    ) -> Any:
         how: dict[str, Any] = {"tokens_in": size, "tokens_out": most, "free": self.client.endpoint.free}
-        turn: Turn = await self.client.ask(where.path, body, read, root=where.root, **how)
-        return turn
+        return await self.client.ask(where.path, body, read, root=where.root, family=family, **how)
 
 
 class _Game:
@@ -253,7 +269,7 @@ class _Game:
         """Return the record of a conversation whose server failed; at the server's own limit it was merely too long."""
         if "HTTP 400" in error.reason and TOO_LONG.search(error.reason):
             return row.ended(self.exact, why=f"The trajectory is longer than the server allows: {error.reason}.")
-        return row.ended(self.exact, failed=f"The policy's server failed: {error.reason}.")
+        return row.ended(self.exact, failed=f"The {self.policy.client.endpoint.name}'s server failed: {error.reason}.")
 
     def _cut(self, turn: int) -> str:
         """Return the sentence of policy/local.py for a conversation that met a limit."""

