@@ -19,5 +19,8 @@ def run(
     cfg = PretrainConfig(device=device, workers=2 if device == "cpu" else 1)
     if start is not None:
         cfg = replace(cfg, start=str(start), lr_matrix=0.0012, lr_other=5e-4, batch_tokens=3072)
-    changed = {name: value for name, value in (("seed", seed), ("tokens", tokens)) if value is not None}
-    return make_base(out, Path("build/world"), replace(cfg, **changed))
+    if seed is not None:
+        cfg = replace(cfg, seed=seed)
+    if tokens is not None:
+        cfg = replace(cfg, tokens=tokens)
+    return make_base(out, Path("build/world"), cfg)

@@ -318,8 +318,8 @@ def probe(
 def practice(world_folder: Path, vocab_size: int, seed: int, start: str = "") -> tuple[Lore, PreTrainedTokenizerFast]:
     """Return the raw material of practice and a tokenizer trained on it. Raises ToolError without the packages.
 
-    With `start`, a folder of a base, the tokenizer is that base's. `world_folder` is where the embedded world is built (or already lies): it is read for the names of its entities, all
-    of which are kept out.
+    With `start`, a folder of a base, the tokenizer is that base's. `world_folder` is where the embedded world is built
+    (or already lies): it is read for the names of its entities, all of which are kept out.
     """
     from genevolve.scene import SKILLS
     from genevolve.tools.embedded import SkillTexts
@@ -357,7 +357,7 @@ def make_base(out: Path, world_folder: Path, cfg: PretrainConfig | None = None) 
 
         model = train(cfg, tokenizer, lore, out, report)
     result = probe(model, tokenizer, lore)
-    write_card(out, cfg, lore, result, sum(p.numel() for p in model.parameters()))
+    write_card(out, cfg, lore, result, model)
     return result
 
 
@@ -370,9 +370,10 @@ def _told_start(cfg: PretrainConfig) -> str:
     )
 
 
-def write_card(out: Path, cfg: PretrainConfig, lore: Lore, scores: dict[str, float], parameters: int) -> None:
+def write_card(out: Path, cfg: PretrainConfig, lore: Lore, scores: dict[str, float], model: Qwen3ForCausalLM) -> None:
     """Write the model card (README.md) of the base."""
     rows = "\n".join(f"| {k} | {v} |" for k, v in scores.items())
+    made, parameters = model.config, sum(p.numel() for p in model.parameters())
     (out / "README.md").write_text(
         f"""---
 license: cc-by-sa-4.0
@@ -380,7 +381,7 @@ library_name: transformers
 ---
 # genevolve base policy
 
-A Qwen3 of {parameters:,} parameters ({cfg.layers} layers of width {cfg.hidden_size}, {cfg.vocab_size} tokens) that speaks GenEvolve's turn
+A Qwen3 of {parameters:,} parameters ({made.num_hidden_layers} layers of width {made.hidden_size}, {made.vocab_size} tokens) that speaks GenEvolve's turn
 protocol, reads tool results, copies names it never saw and follows a Current-Task Decision Guide. It is the embedded
 default's stand-in for Qwen3-VL-8B-Instruct: small enough to evolve on a laptop, and good for nothing else.
 
