@@ -275,11 +275,11 @@ def _policy(name: str, settings: Settings) -> Path:
 
 
 @app.command()
-def doctor(profile: Profile = None) -> None:
+def doctor(profile: Profile = None, set_: Set = None) -> None:
     """Say, a line each, what is there, what is missing and what that blocks."""
     from genevolve.doctor import examine
 
-    findings = examine(profile)
+    findings = examine(profile, set_ or ())
     for finding in findings:
         typer.echo(finding.line())
     if not all(finding.ok for finding in findings):

@@ -8,7 +8,7 @@ import re
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,13 @@ class Finding:
         return f"{'ok     ' if self.ok else 'MISSING'}  {self.what:<16} {self.said}{tail}"
 
 
-def examine(profile: str | None = None) -> list[Finding]:
+def examine(profile: str | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
     """Return all findings, in the order in which a user would mend them."""
     looks: list[Callable[[], Iterator[Finding]]] = [
         _python,
         _packages,
         _wheels,
-        lambda: _profile(profile),
+        lambda: _profile(profile, overrides),
         _assets,
         _disk,
         _database,
@@ -95,9 +95,9 @@ def _wheels() -> Iterator[Finding]:
         yield Finding(what, found, module, f"{blocks}: run `make setup`")
 
 
-def _profile(profile: str | None) -> Iterator[Finding]:
+def _profile(profile: str | None, overrides: Sequence[str]) -> Iterator[Finding]:
     try:
-        settings = load(profile)
+        settings = load(profile, overrides=overrides)
     except GenEvolveError as e:
         yield Finding("profile", False, str(e), "every command that works")
         return
