@@ -124,7 +124,9 @@ def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_tw
 
     # the ledger knows every service; a picture was refused, and why
     found = ledger(paper)
-    assert set(found) == {"policy", "serper", "judge", "summariser", "web", "web: private address", "web: pixels"}, found
+    assert set(found) == {"policy", "serper", "judge", "summariser", "web", "web: private address", "web: pixels"}, (
+        found
+    )
     assert found["judge"][0] == len(services.judge.requests)
     assert found["serper"][:1] == (len(services.serper.requests),)
     assert found["serper"][2] == pytest.approx(0.001 * len(services.serper.requests))
