@@ -86,6 +86,7 @@ def evolve(
 def build_data(
     profile: Profile = None,
     set_: Set = None,
+    budget: Budget = None,
     dvc: Annotated[bool | None, typer.Option("--dvc/--no-dvc", help="As for `evolve`.")] = None,
 ) -> None:
     """Build GenEvolve-Data of a profile, unless it is up to date, and print what each step kept."""
@@ -94,14 +95,16 @@ def build_data(
     from genevolve.errors import SettingsError
     from genevolve.workspace import Workspace
 
-    settings = _settings(profile, None, set_)
+    settings = _settings(profile, None, _within(budget, set_))
     use_dvc, workspace = Workspace.of(settings.profile, dvc)
     if set_ and use_dvc:
         raise SettingsError(
             "--set: DVC records this dataset with the values of params.yaml; change them, or use --no-dvc"
         )
     from flows.build_dataset import build_dataset
+    from genevolve.stages.backends import pay_from
 
+    pay_from(settings)
     metrics = build_dataset(settings, workspace, use_dvc)["metrics"]
     for row in json.loads((workspace.dataset / "yields.json").read_text(encoding="utf-8")):
         spare = f" (spare {row['spare']})" if row.get("spare") else ""

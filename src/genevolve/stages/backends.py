@@ -68,7 +68,8 @@ def check(settings: Settings) -> None:
 
 def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request] = ()) -> None:
     """Raise SettingsError, one sentence, where embedded back ends meet a dataset that is not theirs: an imported one has no
-    embedded world, and its requests no scene that an embedded judge could check."""
+    embedded world, and its requests no scene that an embedded judge could check; or another generator's pictures."""
+    check_sizes(settings)
     needs_world = {
         "world.search": settings.world.search == "embedded",
         "world.image_search": settings.world.image_search == "embedded",
@@ -89,6 +90,19 @@ def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request]
         names = " and ".join(name for name, needed in needs_scene.items() if needed)
         raise SettingsError(
             f"Request {bare} of {dataset} has no scene, and the embedded judges know no other requests: set {names} to a model."
+        )
+
+
+def check_sizes(settings: Settings) -> None:
+    """Raise SettingsError where the pixel judge would be shown pictures that are not of the embedded generator's size."""
+    from genevolve.render.style import CANVAS
+
+    r = settings.render
+    if settings.judge.image == "pixels" and (r.size != CANVAS or r.backend == "gemini"):
+        size = "pictures of Gemini's own sizes" if r.backend == "gemini" else f"{r.size} (render.size)"
+        raise SettingsError(
+            f"The pixel judge knows the embedded world's pictures of {CANVAS} pixels a side, not {size}: set judge.image to "
+            f"vlm (docs/judge.md), or draw with the compositor."
         )
 
 
@@ -263,7 +277,7 @@ def _paid_client(endpoint: Endpoint, settings: Settings, patience: Patience) -> 
 
 
 def make_judges(settings: Settings, dataset: Path) -> tuple[ImageJudge, ProgramJudge]:
-    """Return the judge of pictures and the judge of programs."""
+    """Return the judge of pictures and the judge of programs; only the embedded program judge opens the embedded world."""
     return make_image_judge(settings.judge.image, settings, dataset), _program_judge(settings, dataset)
 
 
