@@ -26,6 +26,8 @@ from typing import Any
 
 from genevolve.agent.format import answer_turn, call_turn
 from genevolve.agent.system import load_system
+from genevolve.tools.world import World
+from tests.dataset.models.script import FILTER, Script, kind
 from tests.dataset.release.parts import write_source
 from tests.experience.test_summarise_llm import GOOD
 from tests.policy.servers import ModelServer
@@ -41,6 +43,7 @@ KEYS = {
     "GENEVOLVE_JUDGE_KEY": "sk-paper-judge-c0ffee42",
     "GENEVOLVE_SUMMARISER_KEY": "sk-paper-summary-9d3e",
     "GENEVOLVE_RENDER_KEY": "sk-paper-render-51aa8",
+    "GENEVOLVE_TEACHER_KEY": "sk-paper-teacher-3be0",
 }
 GOOD_PROGRAM = "The thing of the first reference image stands alone in the middle, large and sharp, on a grey ground"
 WEAK_PROGRAM = "Something like the first reference image"
@@ -199,13 +202,16 @@ class PolicyServer(ModelServer):
 
 
 def judged(messages: list[dict[str, Any]]) -> Any:
-    """The judges' model. It looks at what it is shown: a picture that is none has no score."""
+    """The judges' model, the filter of ground truths among them. It looks at what it is shown: a picture that is none has
+    no score."""
     from PIL import Image
 
     text = text_of(messages[1])
     for part in messages[1]["content"]:
         if part["type"] == "image_url":
             Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2]))).load()
+    if kind(messages) == "gt_filter":
+        return FILTER
     number = hashlib.sha256(text.partition("<program>")[0].encode()).digest()[0]
     if "Image 1, the generated picture:" in text:
         marks = {"faithfulness": number % 3 / 2, "visual_correctness": 0.5, "aesthetics": 1}
@@ -216,8 +222,9 @@ def judged(messages: list[dict[str, Any]]) -> Any:
 class Services:
     """All servers of the paper's setting, the faults of each, and the environment that names them."""
 
-    def __init__(self, models: Path, **every: int) -> None:
-        """`every`: by server, which new question meets a fault first (1: each of them); none without."""
+    def __init__(self, models: Path, dataset: Path, **every: int) -> None:
+        """`every`: by server, which new question meets a fault first (1: each of them); none without. The model that writes
+        requests and plays them knows the things of `dataset`'s world."""
         cut = {"cut answer": completion('{"rationale": "Looked at.", "faithf')}
         more = {"judge": cut, "summariser": cut}
         self.faults = {n: Sometimes(every.get(n, 0), {**more.get(n, {}), **WIRE}) for n in SERVERS}
@@ -239,6 +246,7 @@ class Services:
                 )
             }
         )
+        self.teacher = Server({PATH: Script(World.open(dataset / "world"))})
         self.render = Server(
             {"/generate": self.faults["render"].over(drawn), "/health": said({"status": "healthy", "num_gpus": 1})}
         )
@@ -252,8 +260,8 @@ class Services:
     @contextmanager
     def running(self) -> Iterator[Services]:
         with ExitStack() as stack:
-            for server in (self.policy, self.web, self.inside, self.serper, self.judge, self.summariser, self.render):
-                stack.enter_context(server.running())
+            for name in ("policy", "web", "inside", "serper", "judge", "summariser", "render", "teacher"):
+                stack.enter_context(getattr(self, name).running())
             yield self
 
     def environment(self) -> dict[str, str]:
@@ -268,15 +276,16 @@ class Services:
             "GENEVOLVE_SUMMARISER_URL": f"{self.summariser.url}/v1",
             "GENEVOLVE_SUMMARISER_USD_CALL": "0.01",
             "GENEVOLVE_RENDER_URL": self.render.url,
+            "GENEVOLVE_TEACHER_URL": f"{self.teacher.url}/v1",
+            "GENEVOLVE_TEACHER_USD_CALL": "0.01",
             "PAPER_WEB_PORT": str(self.web.port),
             "PAPER_INSIDE_PORT": str(self.inside.port),
         }
 
     def asked(self) -> dict[str, int]:
         """Return how many calls each server has had."""
-        plain = {
-            n: len(getattr(self, n).requests) for n in ("serper", "judge", "summariser", "render", "web", "inside")
-        }
+        others = ("serper", "judge", "summariser", "render", "web", "inside", "teacher")
+        plain = {n: len(getattr(self, n).requests) for n in others}
         return {**plain, "policy": len(self.policy.asked)}
 
 
@@ -323,13 +332,17 @@ class Project:
         """Return the overrides of a cycle in small: sizes, counts, folders, and the CPU."""
         m = self.models
         values = [
-            "dataset.imported=datasets/public", f"policy.base={m / 'base'}", "judge.model=eye", "experience.model=pen",
+            f"policy.base={m / 'base'}", "judge.model=eye", "experience.model=pen",
             f"experience.embedder_model={m / 'embedder'}", f"render.model={m / 'generator' / 'edit'}",
             f"render.text_model={m / 'generator' / 'text'}", "render.size=64", "render.steps=2", "sampling.k=2",
             "cycle.steps=2", "cycle.requests_per_step=2", "bench.resamples=200", "cold_start.device=cpu",
             "cold_start.processes=2", "distill.device=cpu", "distill.processes=1",
         ]  # fmt: skip
         return [word for v in (*values, *more) for word in ("--set", v)]
+
+    def import_data(self) -> None:
+        """Bring the public data in; the cycles then take it (`dataset.imported`)."""
+        self.ok(self.run("import", "GenEvolve-Data-Bench", "--out", "datasets/public", "--validation", "2"))
 
     def evolve(self, *more: str, budget: str = "") -> subprocess.CompletedProcess[str]:
         spend = ("--budget", budget) if budget else ()

@@ -1,5 +1,5 @@
-"""`genevolve evolve --profile paper`, the real command, with every service a server on loopback and tiny weights: a whole cycle,
-then the same with faults at every server."""
+"""`genevolve evolve --profile paper`, the real command, with every service a server on loopback and tiny weights: a short cycle;
+then, slower, whole ones: stopped by its budget and by two processes, from data that models made, with faults at every server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from genevolve.records import Bundle, Trajectory, read_jsonl
 from genevolve.training.checkpoint import policy_hash
 from tests.flows.paper import Project, Services, write_models
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults]
+IMPORTED = "dataset.imported=datasets/public"
+SHORT = ("cycle.steps=1", "cold_start.processes=1")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def services(models: Path) -> Iterator[Services]:
-    with Services(models).running() as running:
+def services(models: Path, dataset: Path) -> Iterator[Services]:
+    with Services(models, dataset).running() as running:
         yield running
 
 
@@ -55,15 +56,12 @@ def played(project: Project) -> dict[str, list[Trajectory]]:
     return {str(p.relative_to(project.built)): list(read_jsonl(p, Trajectory)) for p in sorted(places)}
 
 
-def whole(project: Project) -> None:
+def whole(project: Project, rounds: int = 2) -> None:
     """Assert that no record of a cycle is missing or has no reward."""
     rows = played(project)
-    assert {name: len(found) for name, found in rows.items()} == {
-        "c000/bench/blocks/00000.jsonl": 4,
-        "c001/bench/blocks/00000.jsonl": 4,
-        "c001/trained/rounds/001/trajectories.jsonl": 4,
-        "c001/trained/rounds/002/trajectories.jsonl": 4,
-    }
+    places = [f"{cycle}/bench/blocks/00000.jsonl" for cycle in ("c000", "c001")]
+    places += [f"c001/trained/rounds/{n:03d}/trajectories.jsonl" for n in range(1, rounds + 1)]
+    assert {name: len(found) for name, found in rows.items()} == dict.fromkeys(places, 4)
     for name, found in rows.items():
         for t in found:
             assert t.program is not None, f"{name} {t.id}: {t.termination} {t.failure}"
@@ -71,19 +69,56 @@ def whole(project: Project) -> None:
             assert t.reward.total is not None, f"{name} {t.id}: {t.reward.diagnostics}"
             assert [c.name for c in t.tool_calls] == ["search", "image_search", "query_knowledge"]
             assert all(c.ok for c in t.tool_calls), f"{name} {t.id}"
-    for t in rows["c001/trained/rounds/002/trajectories.jsonl"]:
+    for t in rows[places[-1]]:
         assert len(t.logprobs) == len(t.completion_ids) > 0
     for cycle in ("c000", "c001"):
         assert all(isinstance(v, float) for v in scores(project, cycle).values())
         assert len(scores(project, cycle)) == 4
 
 
+def test_a_short_cycle_trains_scores_and_leaks_nothing(
+    services: Services, models: Path, project: Path, tmp_path: Path
+) -> None:
+    paper = Project(tmp_path / "project", project, models, services)
+    paper.import_data()
+    done = paper.ok(paper.evolve(IMPORTED, *SHORT))
+    assert "KScore on 2 bench requests about entities neither policy was trained on" in done.stdout
+    whole(paper, rounds=1)
+    assert len(services.policy.names) == 2, "the start's weights, and those that the round's training made of them"
+    assert services.policy.names[0] == served_name(paper.built / "c000/trained/policy")
+    assert set(ledger(paper)) >= {"policy", "serper", "judge", "summariser", "web", "web: private address"}
+    assert services.inside.requests == []
+    assert paper.leaks() == []
+
+
+@pytest.mark.slow
+def test_a_short_cycle_from_data_that_models_made(
+    services: Services, models: Path, project: Path, tmp_path: Path
+) -> None:
+    paper = Project(tmp_path / "project", project, models, services)
+    sizes = {"recipes": 120, "sft": 4, "sft_heldout": 2, "evolve": 4, "validation": 2, "bench": 4}
+    over = [f"dataset.{name}={n}" for name, n in sizes.items()]
+    paper.ok(paper.evolve(*over, "dataset.teacher_model=big", *SHORT))
+    whole(paper, rounds=1)
+    yields = json.loads((paper.built / "dataset" / "yields.json").read_text())
+    assert {y["stage"] for y in yields} >= {"audit on six dimensions", "ground truth rendered", "visual filter"}
+    assert max(Counter(body for *_, body in services.teacher.requests).values()) == 1
+    found = ledger(paper)
+    assert found["teacher"][2] == pytest.approx(0.01 * len(services.teacher.requests))
+    asked = services.asked()
+    paper.ok(paper.evolve(*over, "dataset.teacher_model=big", *SHORT))
+    assert services.asked() == asked
+    assert paper.leaks() == []
+
+
+@pytest.mark.slow
 def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_twice(
     services: Services, models: Path, project: Path, tmp_path: Path
 ) -> None:
     paper = Project(tmp_path / "project", project, models, services)
-    paper.ok(paper.run("import", "GenEvolve-Data-Bench", "--out", "datasets/public", "--validation", "2"))
-    stopped = paper.evolve(budget="0.05")
+    paper.import_data()
+    over = (IMPORTED, "distill.processes=2")
+    stopped = paper.evolve(*over, budget="0.05")
     assert stopped.returncode == 1
     assert stopped.stderr.splitlines()[-1].startswith(
         "genevolve: The budget of this command, $0.05 (world.budget_usd), is"
@@ -91,7 +126,7 @@ def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_tw
     assert sum(cost for *_, cost in ledger(paper).values()) <= 0.05
     paid = services.asked()["judge"]
     assert paid > 0
-    done = paper.ok(paper.evolve())
+    done = paper.ok(paper.evolve(*over))
     assert "KScore on 2 bench requests about entities neither policy was trained on" in done.stdout
     whole(paper)
     built = paper.built
@@ -138,21 +173,23 @@ def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_tw
 
     # the same command again: nothing is asked, nothing changes
     asked, before = services.asked(), (built / "reports" / "latest.json").read_bytes()
-    paper.ok(paper.evolve())
+    paper.ok(paper.evolve(*over))
     assert services.asked() == asked
     assert json.loads((built / "reports" / "latest.json").read_bytes()) == json.loads(before)
     assert paper.leaks() == []
     assert (paper.folder / "mlruns" / "mlflow.db").stat().st_size, "where it was looked for keys, among others"
 
 
+@pytest.mark.slow
+@pytest.mark.faults
 def test_a_cycle_with_faults_at_every_server_ends_and_loses_no_record(
-    models: Path, project: Path, tmp_path: Path
+    models: Path, dataset: Path, project: Path, tmp_path: Path
 ) -> None:
     every = {"policy": 3, "search": 1, "images": 1, "web": 2, "render": 2, "judge": 2, "summariser": 1}
-    with Services(models, **every).running() as services:
+    with Services(models, dataset, **every).running() as services:
         paper = Project(tmp_path / "project", project, models, services)
-        paper.ok(paper.run("import", "GenEvolve-Data-Bench", "--out", "datasets/public", "--validation", "2"))
-        paper.ok(paper.evolve("render.backend=service"))
+        paper.import_data()
+        paper.ok(paper.evolve(IMPORTED, "render.backend=service"))
         met = {name: dict(faults.met) for name, faults in services.faults.items()}
     assert all(len(met[n]) == len(services.faults[n].kinds) for n in ("policy", "search", "render", "judge")), met
     assert all(met.values()), met
