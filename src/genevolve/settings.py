@@ -203,7 +203,8 @@ class Sampling(Section):
     """Processes that decode, render and judge, each with one torch thread; on GPUs at most one process each. A policy other
     than the embedded base runs on the CPU in one process with so many threads. [ours]"""
     show_images: int = Field(default=0, ge=0, le=10)
-    """Pictures of each image_search result that the policy is shown (models of the Qwen-VL kind); 0: titles alone. [ours]"""
+    """Pictures of each image_search result that the policy is shown (`local`: models of the Qwen-VL kind; a served one cannot
+    be trained with them); 0: titles alone. [ours]"""
     image_pixels: int = Field(default=512 * 512, ge=1024, le=4_000_000)
     """Width times height a shown picture is scaled down to. [ours]"""
     guide_to_student: bool = False

@@ -53,8 +53,6 @@ COMMAND_VARIABLE = "GENEVOLVE_COMMAND"
 def check(settings: Settings) -> None:
     """Raise SettingsError, one sentence, for a backend that is not set up, before any process starts."""
     if settings.policy.backend == "openai":
-        if settings.sampling.show_images:
-            raise SettingsError("A served policy is shown no pictures: set sampling.show_images to 0.")
         policy_client(settings.world.budget_usd, store())
         command()
     check_renderer(settings)
@@ -107,7 +105,13 @@ def check_sizes(settings: Settings) -> None:
 
 
 def check_models(settings: Settings) -> None:
-    """Raise SettingsError for a judge or summariser whose model, service, key, rubric or prompt is missing."""
+    """Raise SettingsError for a judge or summariser whose model, service, key, rubric or prompt is missing, and for a policy
+    that could be sampled but not trained."""
+    if settings.policy.backend == "openai" and settings.sampling.show_images:
+        raise SettingsError(
+            "A served policy that is shown pictures is asked in messages, which training cannot use: set sampling.show_images "
+            "to 0, or policy.backend to local."
+        )
     check_judges(settings)
     if settings.experience.summariser == "openai":
         make_summariser(settings)
@@ -177,11 +181,12 @@ def policy_client(budget: float, folder: Path) -> Client:
     return Client(endpoint, CallCache(folder / "calls.sqlite"), budget=budget, account=command(), patience=patience)
 
 
-def make_served(settings: Settings, policy: Path) -> ServedPolicy:
+def make_served(settings: Settings, policy: Path, dataset: Path) -> ServedPolicy:
     """Return the policy of a folder as its server plays it; raises PolicyError or ServiceError where it cannot."""
     from genevolve.policy.openai import ServedPolicy
 
-    return ServedPolicy.connect(policy_client(settings.world.budget_usd, store()), settings.policy.base, policy)
+    client = policy_client(settings.world.budget_usd, store())
+    return ServedPolicy.connect(client, settings.policy.base, policy, make_eyes(settings, dataset))
 
 
 def server_card(settings: Settings) -> Path:
@@ -412,7 +417,7 @@ def make_policy(settings: Settings, policy: str | Path, dataset: Path, device: s
     Raises SettingsError for a policy that needs a system prompt to be named, PolicyError when it cannot be played.
     """
     if settings.policy.backend == "openai":
-        return make_served(settings, Path(policy))
+        return make_served(settings, Path(policy), dataset)
     from genevolve.policy.local import LocalPolicy
 
     root = Path(policy)
