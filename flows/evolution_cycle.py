@@ -27,6 +27,7 @@ from genevolve.ledger import Ledger
 from genevolve.operations.addresses import mlflow_ui
 from genevolve.profiles import load
 from genevolve.settings import Settings
+from genevolve.stages.backends import check, check_models, pay_from
 from genevolve.tracking import Tracker, tracker
 from genevolve.workspace import Workspace
 
@@ -65,8 +66,13 @@ def evolution_cycle(
         refuse_unrecorded(overrides or ())
     if git_commit:
         git.check(git_branch)
+    pay_from(settings)
     track = tracker()
     cycle = open_cycle(settings, workspace, parent, track, use_dvc)
+    if not workspace.bench(cycle).is_dir():  # a missing key or model is told before hours of training, not after
+        check(settings)
+        if not gpu:
+            check_models(settings)
     ledger = Ledger.read(workspace.ledger)
     start = ledger.entry(cycle).parent or cycle
     done: dict[str, dict[str, Any]] = {}

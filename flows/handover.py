@@ -27,6 +27,7 @@ from flows.stages import RETRY_AFTER, can_help, dvc_name, recorded
 from genevolve.errors import SettingsError, StageError
 from genevolve.files import write_whole
 from genevolve.ledger import Ledger
+from genevolve.profiles import BUDGET_VARIABLE
 from genevolve.stages.runner import ABOVE
 from genevolve.tracking import PARENT_VARIABLE
 from genevolve.workspace import Workspace, folder_digest
@@ -47,6 +48,8 @@ class Handover(BaseModel):
     files: dict[str, str]
     mlflow_run: str = ""
     """the cycle's run, which a worker in the same folder logs into"""
+    budget: str = ""
+    """dollars that the cycle's command may spend; on a machine of its own, so much again"""
 
 
 class Result(BaseModel):
@@ -111,6 +114,8 @@ def gpu_stage(name: str, cycle: str, handover: dict[str, Any]) -> dict[str, Any]
 def _gpu_stage(name: str, cycle: str, handover: Handover) -> dict[str, Any]:
     workspace = Workspace.with_dvc()
     here = outgoing()
+    if handover.budget:  # this process serves this one run
+        os.environ[BUDGET_VARIABLE] = handover.budget
     if handover.home == here.home:
         if handover.mlflow_run:  # this process serves this one run
             os.environ[PARENT_VARIABLE] = handover.mlflow_run
@@ -157,6 +162,7 @@ def outgoing() -> Handover:
         code=folder_digest(Path(genevolve.__file__).parent, without=ABOVE),
         files={f: Path(f).read_text(encoding="utf-8") for f in FILES if Path(f).exists()},
         mlflow_run=os.environ.get(PARENT_VARIABLE, ""),
+        budget=os.environ.get(BUDGET_VARIABLE, ""),
     )
 
 

@@ -129,8 +129,8 @@ def test_doctor_looks_at_the_models_of_a_profile(
     text = (project / "params.yaml").read_text()
     Path("params.yaml").write_text(text)
 
-    def lines() -> dict[str, Finding]:
-        return {f.what: f for f in examine("paper")}
+    def lines(*over: str) -> dict[str, Finding]:
+        return {f.what: f for f in examine("paper", over)}
 
     for name in ("GENEVOLVE_JUDGE_URL", "GENEVOLVE_SUMMARISER_URL", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -146,9 +146,8 @@ def test_doctor_looks_at_the_models_of_a_profile(
         monkeypatch.setenv("GENEVOLVE_SUMMARISER_URL", f"{server.url}/v1")
         monkeypatch.setenv("OPENAI_API_KEY", "sk-do-not-print-me")
         assert "judge.model is empty" in lines()["judge service"].said
-        models = text.replace("judge: {image: vlm, program: vlm", "judge: {image: vlm, program: vlm, model: eye")
-        Path("params.yaml").write_text(models.replace("summariser: openai,", "summariser: openai, model: brush,"))
-        found = lines()
+        over = ["judge.model=eye", "experience.model=brush"]
+        found = lines(*over)
         assert found["judge service"].ok
         assert "knows the model; model eye, with a key" in found["judge service"].said
         assert not found["summariser service"].ok
@@ -157,8 +156,8 @@ def test_doctor_looks_at_the_models_of_a_profile(
         assert "sk-do" not in "".join(f.line() for f in found.values())
         for reply, ok in ((status(401), False), (status(404), True), (status(200, b"<html>"), True)):
             server.script["/v1/models"] = [reply]
-            assert lines()["judge service"].ok is ok
-    assert "does not answer" in lines()["judge service"].said
+            assert lines(*over)["judge service"].ok is ok
+    assert "does not answer" in lines(*over)["judge service"].said
     assert not Path(".cache").exists(), "looking changes nothing"
 
 

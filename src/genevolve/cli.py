@@ -32,6 +32,11 @@ Seed = Annotated[
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value: section.key=value; may be repeated.")]
 
+Budget = Annotated[
+    float | None,
+    typer.Option("--budget", min=0, help="Dollars that paid calls may come to (world.budget_usd); it ends before."),
+]
+
 
 @app.callback()
 def root(
@@ -48,11 +53,17 @@ def _settings(profile: str | None, seed: int | None, overrides: list[str] | None
     return load(profile, seed=seed, overrides=overrides or ())
 
 
+def _within(budget: float | None, overrides: list[str] | None) -> list[str]:
+    """Return the overrides with --budget among them: the last one counts."""
+    return [*(overrides or ()), *(() if budget is None else (f"world.budget_usd={budget!r}",))]
+
+
 @app.command()
 def evolve(
     profile: Profile = None,
     seed: Seed = None,
     set_: Set = None,
+    budget: Budget = None,
     dvc: Annotated[
         bool | None, typer.Option("--dvc/--no-dvc", help="Let DVC decide what is up to date (default: for embedded).")
     ] = None,
@@ -63,6 +74,7 @@ def evolve(
     git_branch: Annotated[str, typer.Option(help="The branch of --git-commit; must not be checked out.")] = "nights",
 ) -> None:
     """Run one evolution cycle end to end and print its table; what is up to date is not run again."""
+    set_ = _within(budget, set_)
     _settings(profile, seed, set_)  # a wrong setting is told before anything heavy is imported
     from flows.evolution_cycle import evolution_cycle, table
 
@@ -74,6 +86,7 @@ def evolve(
 def build_data(
     profile: Profile = None,
     set_: Set = None,
+    budget: Budget = None,
     dvc: Annotated[bool | None, typer.Option("--dvc/--no-dvc", help="As for `evolve`.")] = None,
 ) -> None:
     """Build GenEvolve-Data of a profile, unless it is up to date, and print what each step kept."""
@@ -82,14 +95,16 @@ def build_data(
     from genevolve.errors import SettingsError
     from genevolve.workspace import Workspace
 
-    settings = _settings(profile, None, set_)
+    settings = _settings(profile, None, _within(budget, set_))
     use_dvc, workspace = Workspace.of(settings.profile, dvc)
     if set_ and use_dvc:
         raise SettingsError(
             "--set: DVC records this dataset with the values of params.yaml; change them, or use --no-dvc"
         )
     from flows.build_dataset import build_dataset
+    from genevolve.stages.backends import pay_from
 
+    pay_from(settings)
     metrics = build_dataset(settings, workspace, use_dvc)["metrics"]
     for row in json.loads((workspace.dataset / "yields.json").read_text(encoding="utf-8")):
         spare = f" (spare {row['spare']})" if row.get("spare") else ""
@@ -149,9 +164,10 @@ def generate(
     profile: Profile = None,
     seed: Seed = None,
     set_: Set = None,
+    budget: Budget = None,
 ) -> None:
     """Answer one request with a registered policy: picture, program and trajectory."""
-    settings = _settings(profile, seed, set_)
+    settings = _settings(profile, seed, _within(budget, set_))
     folder = _policy(policy, settings)
     from genevolve.stages import generate as stage
 
@@ -176,11 +192,12 @@ def bench(
     profile: Profile = None,
     seed: Seed = None,
     set_: Set = None,
+    budget: Budget = None,
 ) -> None:
     """Score any policy on the bench; with --judge, the pictures of a finished bench run once more, by another judge."""
     import json
 
-    settings = _settings(profile, seed, set_)
+    settings = _settings(profile, seed, _within(budget, set_))
     if judge:
         from genevolve.stages import rescore
 
@@ -232,11 +249,12 @@ def rescore(
     judge: Annotated[str, typer.Option(help="pixels, second or vlm (default: the profile's image judge).")] = "",
     profile: Profile = None,
     set_: Set = None,
+    budget: Budget = None,
 ) -> None:
     """Judge the stored pictures of a bench run; nothing is played or drawn. The same as `bench --judge NAME --out RUN`."""
     import json
 
-    settings = _settings(profile, None, set_)
+    settings = _settings(profile, None, _within(budget, set_))
     from genevolve.stages import rescore as stage
 
     found = stage.run(settings, judge=judge or settings.judge.image, bench=run, dataset=dataset)
@@ -260,11 +278,11 @@ def _policy(name: str, settings: Settings) -> Path:
 
 
 @app.command()
-def doctor(profile: Profile = None) -> None:
+def doctor(profile: Profile = None, set_: Set = None) -> None:
     """Say, a line each, what is there, what is missing and what that blocks."""
     from genevolve.doctor import examine
 
-    findings = examine(profile)
+    findings = examine(profile, set_ or ())
     for finding in findings:
         typer.echo(finding.line())
     if not all(finding.ok for finding in findings):
@@ -327,6 +345,14 @@ def status(profile: Profile = None) -> None:
 
 
 @app.command()
+def spend() -> None:
+    """Say what services were asked and what it cost: calls, tokens, seconds and dollars, by month and backend."""
+    from genevolve.operations.spend import ledgers, lines, table
+
+    typer.echo("\n".join(table(lines(ledgers()))))
+
+
+@app.command()
 def world(
     out: Annotated[Path, typer.Option(help="Where the world goes.")] = Path("build/world"),
 ) -> None:
@@ -359,11 +385,15 @@ def pretrain_base(
 def stage(
     name: Annotated[str, typer.Argument(help="build, cold_start, root, evolve or bench.")],
     cycle: Annotated[str, typer.Option(help="The ledger entry, cNNN (none for build).")] = "",
+    budget: Budget = None,
 ) -> None:
     """Run one stage as dvc.yaml does: recipe from the ledger, folders from the workspace."""
+    from genevolve.profiles import BUDGET_VARIABLE
     from genevolve.stages.runner import job, run_job
     from genevolve.workspace import Workspace
 
+    if budget is not None:
+        os.environ[BUDGET_VARIABLE] = repr(budget)
     if os.environ.get("GENEVOLVE_RESTORE_ONLY"):  # set by flows/dvc.py
         from genevolve.errors import StageError
 

@@ -8,7 +8,7 @@ import re
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from genevolve.profiles import load
 from genevolve.settings import Settings
 
 NEEDED_GB = 3.0
-"""Free disk a cycle of the embedded profile may take: stage folders, DVC's cache of them, MLflow's artifacts."""
+"""Free disk (1e9 bytes) a cycle of the embedded profile may take: stage folders, DVC's cache of them, MLflow's artifacts."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Finding:
         return f"{'ok     ' if self.ok else 'MISSING'}  {self.what:<16} {self.said}{tail}"
 
 
-def examine(profile: str | None = None) -> list[Finding]:
+def examine(profile: str | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
     """Return all findings, in the order in which a user would mend them."""
     looks: list[Callable[[], Iterator[Finding]]] = [
         _python,
         _packages,
         _wheels,
-        lambda: _profile(profile),
+        lambda: _profile(profile, overrides),
         _assets,
-        _disk,
+        lambda: _machine(profile, overrides),
         _database,
         _programs,
         _project,
@@ -95,9 +95,9 @@ def _wheels() -> Iterator[Finding]:
         yield Finding(what, found, module, f"{blocks}: run `make setup`")
 
 
-def _profile(profile: str | None) -> Iterator[Finding]:
+def _profile(profile: str | None, overrides: Sequence[str]) -> Iterator[Finding]:
     try:
-        settings = load(profile)
+        settings = load(profile, overrides=overrides)
     except GenEvolveError as e:
         yield Finding("profile", False, str(e), "every command that works")
         return
@@ -111,6 +111,11 @@ def _profile(profile: str | None) -> Iterator[Finding]:
         yield Finding("base policy", found, str(base), blocks)
     if settings.policy.backend == "openai":
         yield _policy_server(settings)
+        found = any(base.glob("*.safetensors"))
+        said = f"{base}{'' if found else ' is no folder with weights and not in the Hugging Face cache'}"
+        yield Finding(
+            "base policy", found, said, f"the cold start and all training: `hf download {settings.policy.base}`"
+        )
     yield _search_service(settings)
     yield from _generator(settings)
     yield from _models(settings)
@@ -237,9 +242,58 @@ def _assets() -> Iterator[Finding]:
     yield Finding("font", bool(fonts), said, "lettering in pictures: install the package anew")
 
 
-def _disk() -> Iterator[Finding]:
-    free = shutil.disk_usage(Path.cwd()).free / 2**30
-    yield Finding("disk", free >= NEEDED_GB, f"{free:.1f} GB free", f"a cycle may need {NEEDED_GB:.0f} GB: make room")
+def _machine(profile: str | None, overrides: Sequence[str]) -> Iterator[Finding]:
+    """Look at GPUs, where the profile samples or trains on them, and at the disk."""
+    try:
+        settings = load(profile, overrides=overrides)
+    except GenEvolveError:  # said before
+        yield _disk(NEEDED_GB, "a cycle")
+        return
+    from genevolve.training.checkpoint import base_folder
+    from genevolve.training.needs import disk_gb, weights_gb
+
+    weights = weights_gb(base_folder(settings.policy.base))
+    if "cuda" in (settings.cold_start.device, settings.distill.device):
+        yield _training_gpus(settings, weights)
+    lora = bool(settings.distill.lora_rank and settings.cold_start.lora_rank)
+    large = weights > 1
+    yield _disk(
+        NEEDED_GB + (disk_gb(weights, lora=lora) if large else 0),
+        f"a cycle of a base of {weights:.1f} GB" if large else "a cycle",
+    )
+
+
+def _training_gpus(settings: Settings, weights: float) -> Finding:
+    """Say whether there are as many GPUs as training has processes, and whether the fullest has room (an estimate)."""
+    from genevolve.render.ready import gpus
+    from genevolve.training.needs import gpu_gb, split
+
+    trained = [part for part in (settings.cold_start, settings.distill) if part.device == "cuda"]
+    wanted = max(part.processes for part in trained)
+    needs = [
+        gpu_gb(
+            weights,
+            lora=part.lora_rank is not None,
+            shares=part.processes if split(part.processes, part.accelerate) else 1,
+        )
+        for part in trained
+    ]
+    what, blocks = (
+        "training GPUs",
+        "cold start and distillation: set their device, processes or lora_rank (docs/gpu.md)",
+    )
+    found, names, free = gpus()
+    said = f"{found} x {names}, {free:.0f} GB free on the fullest" if found else "none"
+    asked = f"; the profile trains on {wanted}"
+    if not weights:
+        return Finding(what, found >= wanted, f"{said}{asked}; how full they get is told once the base is here", blocks)
+    asked += f", about {max(needs):.0f} GB on each (an estimate)"
+    return Finding(what, found >= wanted and free >= max(needs), said + asked, blocks)
+
+
+def _disk(needed: float, what: str) -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    return Finding("disk", free >= needed, f"{free:.1f} GB free", f"{what} may need {needed:.0f} GB: make room")
 
 
 def _database() -> Iterator[Finding]:

@@ -11,9 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from genevolve.errors import SettingsError
-from genevolve.settings import Settings
+from genevolve.settings import OF_COMMANDS, Settings, silent_fields
 
 DEFAULT = "embedded"
+BUDGET_VARIABLE = "GENEVOLVE_BUDGET"
+"""Dollars that the command may spend, told to the stages it runs: a recipe does not say (`settings.OF_COMMANDS`)."""
 
 
 def load(
@@ -27,12 +29,18 @@ def load(
     """Return the checked settings of a profile.
 
     `profile` defaults to $GENEVOLVE_PROFILE, then `embedded`. Later wins: the profile, a cycle's pinned `recipe`
-    (sections), `overrides` of the form "section.key=value" (value in YAML), `seed` (seeds.run_seed).
-    Raises SettingsError (exit code 2) with one sentence.
+    (sections; with it, the budget of the command that runs the cycle), `overrides` of the form "section.key=value" (value
+    in YAML), `seed` (seeds.run_seed). Raises SettingsError (exit code 2) with one sentence.
     """
     name = profile or os.environ.get("GENEVOLVE_PROFILE") or DEFAULT
     values = _merged(read_yaml(path), name, path, ())
-    values = deep_merge(values, recipe or {})
+    for section, pinned in (recipe or {}).items():
+        # what a recipe leaves out at its default must not be read as the profile's value, which may be another
+        kept = {k: v for k, v in values.get(section, {}).items() if k not in silent_fields(section)}
+        own = {k: v for k, v in pinned.items() if k not in OF_COMMANDS.get(section, ())}
+        values = {**values, section: deep_merge(kept, own)}
+    if recipe is not None and (told := os.environ.get(BUDGET_VARIABLE)):
+        values = deep_merge(values, {"world": {"budget_usd": told}})
     for text in overrides:
         values = deep_merge(values, _override(text, values))
     if seed is not None:

@@ -73,6 +73,10 @@ OF_NIGHTS = {"cycle": ("curriculum", "night")}
 UNRECORDED = {"bench": ("split_margin", "split_rows"), "cycle": ("campaign",)}
 """Fields that no stage reads: what the gate and housekeeping go by. They stand in no recipe and no fingerprint at all."""
 
+OF_COMMANDS = {"world": {"budget_usd": 0.0}}
+"""Fields of the command, not of what it makes, and what stands in every recipe and fingerprint for them: with another
+budget the same run goes on. Read back, they are the profile's own."""
+
 FILES = {
     "dataset": ("teacher_prompt", "writer_prompt", "seeds", "auditor_prompt", "filter_prompt"),
     "judge": ("rubric", "program_rubric"),
@@ -95,7 +99,8 @@ class World(Section):
     top_k: int = Field(ge=1, le=20)
     """Results a search returns when the call does not say. [R]: 5"""
     budget_usd: float = Field(ge=0)
-    """Paid calls of one command stop with a sentence beyond this sum; the embedded world is free. [ours]"""
+    """Paid calls of one command stop with a sentence before they pass this sum; `--budget` sets it; the embedded world is
+    free. [ours]"""
 
 
 class DatasetSizes(Section):
@@ -198,7 +203,8 @@ class Sampling(Section):
     """Processes that decode, render and judge, each with one torch thread; on GPUs at most one process each. A policy other
     than the embedded base runs on the CPU in one process with so many threads. [ours]"""
     show_images: int = Field(default=0, ge=0, le=10)
-    """Pictures of each image_search result that the policy is shown (models of the Qwen-VL kind); 0: titles alone. [ours]"""
+    """Pictures of each image_search result that the policy is shown (`local`: models of the Qwen-VL kind; a served one cannot
+    be trained with them); 0: titles alone. [ours]"""
     image_pixels: int = Field(default=512 * 512, ge=1024, le=4_000_000)
     """Width times height a shown picture is scaled down to. [ours]"""
     guide_to_student: bool = False
@@ -422,13 +428,13 @@ class Settings(Section):
 
     def section_values(self, *names: str) -> dict[str, Any]:
         """Return the named sections as plain values, for a ledger entry or a fingerprint; switches only where they are set."""
-        return {name: getattr(self, name).model_dump(mode="json", exclude=self._left_out(name)) for name in names}
+        found = {name: getattr(self, name).model_dump(mode="json", exclude=self._left_out(name)) for name in names}
+        return {name: {**values, **OF_COMMANDS.get(name, {})} for name, values in found.items()}
 
     def _left_out(self, name: str) -> set[str]:
         section = getattr(self, name)
         fields = type(section).model_fields
-        new = (*SWITCHES.get(name, ()), *LATER.get(name, ()), *OF_NIGHTS.get(name, ()))
-        idle = {f for f in new if getattr(section, f) == fields[f].default}
+        idle = {f for f in silent_fields(name) if getattr(section, f) == fields[f].default}
         return idle | set(UNRECORDED.get(name, ())) | (set(DERIVED) if name == "distill" else set())
 
     def file_digests(self, *names: str) -> dict[str, str]:
@@ -444,6 +450,11 @@ class Settings(Section):
         """Return 16 hex digits of sha256 over all values."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def silent_fields(section: str) -> tuple[str, ...]:
+    """Return the fields of a section that stand in no recipe at their defaults: where they do not, the default is meant."""
+    return (*SWITCHES.get(section, ()), *LATER.get(section, ()), *OF_NIGHTS.get(section, ()))
 
 
 def _digest(path: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from genevolve.errors import SettingsError
 from genevolve.ledger import Ledger
-from genevolve.profiles import load
+from genevolve.profiles import BUDGET_VARIABLE, load
 from genevolve.settings import Settings
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -75,6 +75,29 @@ def test_what_gate_and_housekeeping_go_by_stands_in_no_recipe() -> None:
     ledger, first = Ledger().open_cycle(settings())
     values = ("cycle.campaign=3", "bench.split_margin=0.2", "bench.split_rows=40", "retention.cycles=3")
     assert ledger.open_cycle(settings(None, *values)) == (ledger, first)
+
+
+def test_another_budget_is_the_same_run_and_the_commands_budget_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, first = Ledger().open_cycle(settings(None, "world.budget_usd=3"))
+    assert ledger.open_cycle(settings(None, "world.budget_usd=7")) == (ledger, first)
+    assert ledger.entry(first).recipe["world"]["budget_usd"] == 0, "as in every ledger written so far"
+    monkeypatch.delenv(BUDGET_VARIABLE, raising=False)
+    paper, cycle = Ledger().open_cycle(load("paper", path=PARAMS))
+    assert paper.settings(cycle, PARAMS).world.budget_usd == 2000
+    monkeypatch.setenv(BUDGET_VARIABLE, "1.5")
+    assert paper.settings(cycle, PARAMS).world.budget_usd == 1.5
+
+
+def test_a_default_that_the_profile_does_not_have_is_read_back() -> None:
+    """A recipe leaves out fields at their defaults; `paper` has others for some of them."""
+    over = ("cold_start.device=cpu", "cold_start.processes=1", "distill.processes=1", "cold_start.precision=float32")
+    chosen = load("paper", overrides=[*over, "render.text_model=Qwen/Qwen-Image"], path=PARAMS)
+    ledger, cycle = Ledger().open_cycle(chosen)
+    start, evolved = ledger.settings("c000", PARAMS), ledger.settings(cycle, PARAMS)
+    assert start.cold_start == chosen.cold_start
+    assert evolved.distill == chosen.distill
+    assert evolved.render == start.render == chosen.render
+    assert start.distill.processes == 8, "a cold start's entry says nothing of distillation"
 
 
 def test_a_changed_default_changes_no_recipe(tmp_path: Path) -> None:

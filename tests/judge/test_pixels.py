@@ -1,10 +1,12 @@
 """The pixel judge on real pictures: gold is whole, blank is nothing, each corruption hits its own dimension, garbage is missing."""
 
 import dataclasses
+import io
 import random
 from functools import cache
 
 import pytest
+from PIL import Image
 
 from genevolve.dataset.wording import gold_prompt
 from genevolve.judge import ocr
@@ -185,6 +187,20 @@ def test_what_cannot_be_judged_is_missing_with_a_reason_and_spoils_no_other_job(
     assert all("judge-test" in r for r in judge.reasons[:4])
     assert not judge.reasons[4]
     assert "ground truth" in judge.reasons[2]
+
+
+@pytest.mark.parametrize("size", [(640, 640), (160, 160), (320, 321)])
+def test_a_picture_of_another_size_is_refused_with_a_sentence(size: tuple[int, int]) -> None:
+    gold = draw(gold_prompt(ONE), GIRAFFE)
+    with Image.open(io.BytesIO(gold)) as picture:
+        stream = io.BytesIO()
+        picture.resize(size).save(stream, "PNG")
+    judge, good = PixelJudge(), JudgeJob(request(ONE), gold, gold)
+    other = stream.getvalue()
+    found = judge.score([dataclasses.replace(good, image=other), dataclasses.replace(good, gt=other), good])
+    assert [s is None for s in found] == [True, True, False]
+    told = f"the picture has {size[0]} x {size[1]} pixels; this judge reads 320 x 320 alone"
+    assert judge.reasons == [f"request judge-test: {told}", f"request judge-test: ground truth: {told}", ""]
 
 
 def test_a_failing_reader_of_text_leaves_the_sample_missing(monkeypatch: pytest.MonkeyPatch) -> None:

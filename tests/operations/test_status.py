@@ -110,12 +110,12 @@ def test_where_nothing_ever_ran_it_says_so_and_leaves_nothing(folder: Path) -> N
 
 
 def test_nights_next_run_and_paid_calls(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sqlite3
+    from genevolve.services.cache import CallCache
 
-    (folder / ".cache" / "web").mkdir(parents=True)
-    with sqlite3.connect(folder / ".cache" / "web" / "calls.sqlite") as db:  # as the cache of paid calls writes it
-        db.execute("create table calls (cost real, cached integer)")
-        db.executemany("insert into calls values (?, ?)", [(0.25, 0), (0.5, 0), (0.0, 1)])
+    ledger = CallCache(folder / ".cache" / "web" / "calls.sqlite")
+    for number, cost in enumerate((0.25, 0.5)):
+        ledger.put("kscore", "judge", {"n": number}, 1, seconds=1, cost=cost)
+    ledger.get("kscore", "judge", {"n": 0})
     for number in range(4):
         with night("") as numbers:
             ends = {"promoted": number == 3, "after": 0.8 + number / 100, "diff": 0.01, "ci": [-0.01, 0.03]}

@@ -70,6 +70,11 @@ def tiny_folder(root: str) -> Path:
     return Path(root)
 
 
+def _texts(parts: list[dict[str, Any]]) -> str:
+    """A message in parts, to a model without eyes."""
+    return "\n".join(p["text"] for p in parts if p["type"] == "text")
+
+
 class ModelServer:
     """`faults`: replies by path that are given instead of the real ones, first in, first out; None lets one pass."""
 
@@ -111,17 +116,21 @@ class ModelServer:
                     waiting = outer.faults.get(self.path) or [None]
                     fault = waiting.pop(0)
                 try:
-                    with suppress(BrokenPipeError, ConnectionResetError):
-                        if fault is not None:
-                            self.close_connection = True
-                            fault(self)
-                        elif outer.key and self.headers.get("Authorization") != f"Bearer {outer.key}":
-                            outer._say(self, 401, {"error": {"message": "Unauthorized"}})
-                        else:
-                            outer._say(self, *outer._answer(self.path, value))
+                    if fault is not None:
+                        answer = None
+                    elif outer.key and self.headers.get("Authorization") != f"Bearer {outer.key}":
+                        answer = (401, {"error": {"message": "Unauthorized"}})
+                    else:
+                        answer = outer._answer(self.path, value)
                 finally:
-                    with outer._lock:
+                    with outer._lock:  # before the answer is sent: whoever has it may ask the next question at once
                         outer.at_once -= 1
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    if answer is not None:
+                        outer._say(self, *answer)
+                    elif fault is not None:
+                        self.close_connection = True
+                        fault(self)
 
             do_POST = do_GET
 
@@ -247,7 +256,7 @@ class ModelServer:
     def _chat(self, body: Any) -> tuple[int, Any]:
         if body["model"] not in self.cards:
             return 404, {"error": {"message": "no such model"}}
-        said = [m["content"] for m in body["messages"]]
+        said = [m["content"] if isinstance(m["content"], str) else _texts(m["content"]) for m in body["messages"]]
         text = prompt_text(said[0], said[1])
         for turn, answer in zip(said[2::2], said[3::2], strict=True):
             text += f"{turn}<|im_end|>\n<|im_start|>user\n{answer}<|im_end|>\n<|im_start|>assistant\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -12,11 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from pydantic import SecretStr
 
 from genevolve.agent.rollout import rollouts
 from genevolve.policy.base import Job, PolicyError, Sampled, Sampling
 from genevolve.policy.openai import FAILURES, ServedPolicy
+from genevolve.policy.pictures import Eyes
 from genevolve.records import Trajectory
 from genevolve.services.cache import BudgetError, CallCache
 from genevolve.services.client import Client
@@ -51,6 +55,7 @@ def serve(folder: Path, tmp_path: Path) -> Iterator[Callable[..., tuple[ServedPo
             prepare: Callable[[ModelServer], None] | None = None,
             key: str = "",
             sent: str | None = None,
+            eyes: Eyes | None = None,
             **fields: Any,
         ) -> tuple[ServedPolicy, ModelServer]:
             server = ModelServer(tiny_policy(), flavour, logprobs, key=key)
@@ -63,7 +68,7 @@ def serve(folder: Path, tmp_path: Path) -> Iterator[Callable[..., tuple[ServedPo
             quick = patience or Patience(attempts=3, attempt=60.0, total=200.0, first_wait=0.01)
             client = Client(endpoint, cache, budget=1.0, account="t", patience=quick, draw=lambda: 1.0)
             stack.callback(client.close)
-            return ServedPolicy.connect(client, str(folder) if base is None else base), server
+            return ServedPolicy.connect(client, str(folder) if base is None else base, eyes=eyes), server
 
         yield start
 
@@ -198,6 +203,30 @@ def test_a_chat_server_is_played_at_message_level_and_refused_for_training(serve
     bodies = [b for p, b in server.asked if p == "/v1/chat/completions"]
     assert max(len(b["messages"]) for b in bodies) > 2
     assert all(b["messages"][0] == {"role": "system", "content": SYSTEM} for b in bodies)
+
+
+def test_pictures_of_an_observation_are_shown_behind_it_and_training_is_refused(serve: Any) -> None:
+    drawn = io.BytesIO()
+    Image.new("RGB", (600, 300), (200, 40, 40)).save(drawn, "PNG")
+    files = {"web/a.png": drawn.getvalue(), "web/broken.png": b"no picture"}
+    policy, server = serve("vllm", eyes=Eyes(files.__getitem__, pixels=128 * 64))
+    assert policy.about()["mode"] == "message level"
+    assert "set sampling.show_images to 0" in policy.unfit(SAMPLING)
+    wanted = [("IMG_001", "web/a.png"), ("IMG_002", "web/broken.png")]
+    job = Job("a", SYSTEM, "Draw.", answering(3), lambda: wanted)
+    (played,) = policy.sample([job], replace(WIDE, max_turn_tokens=200, max_context=1200), 1)
+    assert (played.completion_ids, played.failed) == ((), "")
+    bodies = [b for p, b in server.asked if p == "/v1/chat/completions"]
+    assert len(bodies) == 3
+    assert isinstance(bodies[0]["messages"][-1]["content"], str), "nothing has been searched yet"
+    text, label, picture = bodies[-1]["messages"][-1]["content"]
+    assert text["text"].startswith("<tool_response>")
+    assert label == {"type": "text", "text": "IMG_001:"}
+    head, _, data = picture["image_url"]["url"].partition(",")
+    assert head == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as shown:
+        assert shown.size == (128, 64)
+    assert bodies[-1]["messages"][3] == bodies[1]["messages"][3], "each turn tells all that was shown before it"
 
 
 def test_without_a_tokenizer_it_is_message_level_and_the_sentence_says_how_to_get_one(serve: Any) -> None:

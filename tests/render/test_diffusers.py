@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from genevolve.render.base import Options, RenderError, RenderJob, noise_seed
 from genevolve.render.diffusers import EDIT, TEXT, Diffusers
@@ -138,6 +140,21 @@ def test_a_model_that_does_not_load_is_one_sentence(folders: tuple[Path, Path], 
     said = str(raised.value)
     assert said.startswith(f"The generator's model {copy} could not be loaded as {EDIT} (")
     assert "\n" not in said
+
+
+def test_at_rest_it_leaves_its_gpu_and_on_the_cpu_nothing_moves(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[str] = []
+    pipe = SimpleNamespace(to=moved.append)
+    resting = tiny_diffusers(*folders)
+    resting._pipes["a"] = pipe
+    resting.rest()
+    assert moved == []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: moved.append("emptied"))
+    resting.device = "cuda:0"
+    resting.rest()
+    assert moved == ["cpu", "emptied"]
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_loaded() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,25 @@ def test_the_ledger_counts_paid_and_cached_calls(tmp_path: Path) -> None:
     assert (spent.calls, spent.cached, spent.seconds, spent.tokens, spent.cost) == (3, 1, 3.0, 150, 0.5)
     assert cache.spent().calls == 4
     assert cache.spent("nobody").calls == 0
+
+
+def test_a_call_has_its_time_and_an_older_ledger_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "calls.sqlite"
+    with sqlite3.connect(path) as db:  # as it was before there were times
+        db.execute(
+            "CREATE TABLE calls (id INTEGER PRIMARY KEY, backend TEXT NOT NULL, seconds REAL NOT NULL, tokens INTEGER NOT NULL,"
+            " cost REAL NOT NULL, cached INTEGER NOT NULL, account TEXT NOT NULL DEFAULT '')"
+        )
+        db.execute("INSERT INTO calls (backend, seconds, tokens, cost, cached) VALUES ('serper', 1, 0, 0.5, 0)")
+    before = time.time()
+    for _ in range(2):  # a file is made newer once
+        cache = CallCache(path)
+        cache.note("serper")
+        cache.close()
+    times = [row[0] for row in sqlite3.connect(path).execute("SELECT at FROM calls ORDER BY id")]
+    assert times[0] is None
+    assert before <= times[1] <= times[2] <= time.time()
+    assert CallCache(path).spent("serper").cost == 0.5
 
 
 def test_what_was_paid_survives_a_killed_process(tmp_path: Path) -> None:

@@ -165,7 +165,13 @@ def test_the_command_builds_prints_the_yields_and_keeps_what_is_there(
     command = [sys.executable, "-m", "genevolve", "build", "--profile", "tiny"]
     for setting in with_models_overrides():
         command += ["--set", setting]
-    environment = {**os.environ, "GENEVOLVE_TRACKING": "off"}
+    environment = {**os.environ, "GENEVOLVE_TRACKING": "off", "GENEVOLVE_TEACHER_USD_CALL": "0.01"}
+    short = [*command, "--budget", "0.1"]
+    stopped = subprocess.run(short, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert stopped.returncode == 1
+    assert "The budget of this command, $0.1 (world.budget_usd), is used up" in stopped.stderr
+    assert len(served.requests) == 10
+    command += ["--budget", "40"]
     first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
     assert "audit on six dimensions" in first.stdout

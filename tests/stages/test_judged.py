@@ -15,11 +15,12 @@ from genevolve.experience.contrast import by_request, contrast
 from genevolve.records import Program, Reference, Request, Reward, ToolCall, Trajectory, dump, parse
 from genevolve.services.endpoint import ServiceError
 from genevolve.settings import Settings
-from genevolve.stages import backends
+from genevolve.stages import backends, build, evolve
 from genevolve.stages.backends import check_models
 from genevolve.stages.crew import Crew, Player
 from genevolve.stages.experience import extract, new_memory
 from genevolve.stages.sample import sampling_metrics
+from genevolve.tools.base import ToolError
 from genevolve.training.batch import build_rows
 from tests.experience.test_summarise_llm import GOOD
 from tests.services.chats import PATH, bodies, completion, text_of, thinking
@@ -137,6 +138,40 @@ def patient() -> None:
     client.patience = Patience(attempts=2, first_wait=0.0)
 
 
+def test_the_embedded_world_is_opened_for_the_embedded_program_judge_alone(
+    settings: Settings, served: Server, tmp_path: Path
+) -> None:
+    image, program = backends.make_judges(with_models(settings), tmp_path)
+    assert [type(j).__name__ for j in (image, program)] == ["VlmImageJudge", "VlmProgramJudge"]
+    assert type(backends.make_judges(with_models(settings, image="pixels"), tmp_path)[0]).__name__ == "PixelJudge"
+    mixed = with_models(settings, program="constraints")
+    backends.make_image_judge("vlm", mixed, tmp_path)  # as a build does, which has no world where services are searched
+    with pytest.raises(ToolError, match=str(tmp_path)):
+        backends.make_judges(mixed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("render", "says"),
+    [
+        (
+            {"backend": "service", "size": 1024},
+            r"320 pixels a side, not 1024 \(render\.size\): set judge\.image to vlm",
+        ),
+        ({"backend": "gemini", "model": "gemini-3-pro-image-preview"}, "not pictures of Gemini's own sizes"),
+    ],
+)
+def test_pixels_are_not_judged_where_another_generator_draws(
+    settings: Settings, dataset: Path, tmp_path: Path, render: dict[str, Any], says: str
+) -> None:
+    over = settings.model_copy(update={"render": settings.render.model_copy(update=render)})
+    with pytest.raises(SettingsError, match=says):
+        backends.check_dataset(over, dataset)
+    with pytest.raises(SettingsError, match=says):
+        build.run(over, out=tmp_path / "built")
+    seen = over.model_copy(update={"judge": over.judge.model_copy(update={"image": "vlm"})})
+    backends.check_dataset(seen, dataset)
+
+
 def test_a_missing_reward_is_no_worst_and_trains_nothing(settings: Settings, dataset: Path, served: Server) -> None:
     request = load_requests(dataset, "evolve")[0]
     patient()
@@ -206,5 +241,10 @@ def test_what_is_missing_is_one_sentence_before_anything_starts(
     over = over.model_copy(update={"experience": over.experience.model_copy(update=experience)})
     with pytest.raises(SettingsError, match=says):
         check_models(over)
+    if experience:
+        Crew(over, dataset)  # what only plays needs no summariser
+        with pytest.raises(SettingsError, match=says):
+            evolve.run(over, dataset=dataset, parent=dataset, out=dataset / "none")
+        return
     with pytest.raises(SettingsError, match=says):
         Crew(over, dataset)

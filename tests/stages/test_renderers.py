@@ -98,11 +98,27 @@ def test_doctor_says_which_weights_are_missing_and_whether_servers_answer(
     (tmp_path / "edit" / "model_index.json").write_text("{}", encoding="utf-8")
     settings = profile("render.backend=diffusers", f"render.model={tmp_path / 'edit'}", "render.text_model=nobody/none")
     found = {line.rpartition(": ")[2] if ": " in line else line: there for _, there, line, _ in look(settings)}
-    assert found["a folder"] is True
+    assert found["a folder, 0.0 GB"] is True
     assert found["not on this machine"] is False
     monkeypatch.setenv("GENEVOLVE_RENDER_URL", "http://127.0.0.1:9")
     down = [f for f in look(profile("render.backend=service")) if f[0] == "renderer"]
     assert down == [("renderer", False, "http://127.0.0.1:9/health does not answer", down[0][3])]
+
+
+def test_a_generator_in_this_process_leaves_its_gpu_before_training(
+    settings: Settings, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genevolve.render.diffusers import Diffusers
+    from genevolve.stages.crew import Crew, Player
+
+    rested: list[str] = []
+    monkeypatch.setattr(Diffusers, "rest", lambda self: rested.append(self.model))
+    player = Player.__new__(Player)
+    player.renderer = Diffusers("edit", "text")
+    crew = Crew(settings, dataset)
+    crew._player = player
+    crew.release()
+    assert rested == ["edit"]
 
 
 def test_what_draws_elsewhere_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:

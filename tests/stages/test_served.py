@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from genevolve.agent.chat import prompt_text
+from genevolve.agent.format import call_turn
 from genevolve.agent.system import system_prompt
 from genevolve.dataset.public import load_requests
-from genevolve.errors import SettingsError
+from genevolve.errors import SettingsError, StageError
 from genevolve.policy.base import PolicyError
 from genevolve.policy.local import LocalPolicy
 from genevolve.policy.server import RELOAD, served_name
@@ -200,6 +201,25 @@ def test_an_evolution_is_refused_before_anything_is_played_where_training_could_
     start("chat")
     with pytest.raises(PolicyError, match="message level"):
         evolve.run(of_server(), dataset=dataset, parent=base, out=tmp_path)
+    with pytest.raises(SettingsError, match=r"set sampling\.show_images to 0"):
+        evolve.run(of_server("sampling.show_images=2"), dataset=dataset, parent=base, out=tmp_path)
+
+
+def test_a_served_policy_is_shown_the_pictures_of_the_tools(
+    start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = start()
+    settings = of_server("sampling.show_images=2", "sampling.image_pixels=4096", "sampling.max_context=1200")
+    searches = call_turn("I look.", "image_search", "giraffe")
+    said = (*server.policy.encode(searches), server.policy.end)
+    monkeypatch.setattr(server, "_draw", lambda *_: (list(said), [], [], server.policy.end))
+    with suppress(StageError):  # it never comes to an answer
+        list(generate.run(settings, question="Draw.", policy=base, out=tmp_path / "g.png", dataset=dataset))
+    second = [b for p, b in server.asked if p == "/v1/chat/completions"][1]
+    parts = second["messages"][-1]["content"]
+    assert [p["type"] for p in parts] == ["text", "text", "image_url", "text", "image_url"]
+    assert [p["text"] for p in parts[1::2]] == ["IMG_001:", "IMG_002:"]
+    assert parts[2]["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ class Backdrop:
 
 
 def decode(data: bytes) -> Image:
-    """Return a picture as RGB [CANVAS, CANVAS, 3]; raise JudgeError when the bytes hold no whole picture."""
+    """Return a picture as RGB [CANVAS, CANVAS, 3]; raise JudgeError when the bytes hold no whole picture of that size."""
     from PIL import Image as Pillow
 
     if len(data) > MAX_BYTES:
@@ -63,8 +63,10 @@ def decode(data: bytes) -> Image:
         raise
     except Exception as e:  # Pillow raises many kinds on hostile bytes; each means the same here
         raise JudgeError(f"the bytes are no readable picture ({type(e).__name__}: {e})") from e
-    if rgb.size != (CANVAS, CANVAS):
-        rgb = rgb.resize((CANVAS, CANVAS), Pillow.Resampling.BOX)
+    if rgb.size != (CANVAS, CANVAS):  # made smaller it would be read, and judged by what the scaling did to it
+        raise JudgeError(
+            f"the picture has {rgb.width} x {rgb.height} pixels; this judge reads {CANVAS} x {CANVAS} alone"
+        )
     return np.asarray(rgb, dtype=np.uint8)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from genevolve.doctor import NEEDED_GB
+from genevolve.errors import GenEvolveError
 from genevolve.operations import FOLDER, journal
 from genevolve.operations.addresses import call, mlflow_ui, mlflow_version, prefect_api, prefect_version
 from genevolve.operations.journal import Night
+from genevolve.operations.spend import ledgers, lines
 from genevolve.tracking import FOLDER as MLRUNS
 
 NIGHTS = 3
@@ -164,19 +165,13 @@ def _size(folder: Path) -> int:
 
 
 def _paid() -> str:
-    """Return what the cache of paid calls holds and what they cost, over all its files."""
-    places = {Path(os.environ.get("GENEVOLVE_WEB") or ".cache/web"), *Path(".cache").glob("*/")}
-    calls, cached, cost = 0, 0, 0.0
-    for path in sorted(place / "calls.sqlite" for place in places if (place / "calls.sqlite").exists()):
-        try:
-            with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2) as db:
-                row = db.execute(
-                    "select count(*), coalesce(sum(cached), 0), coalesce(sum(cost), 0) from calls"
-                ).fetchone()
-        except sqlite3.Error as error:
-            return f"{path} cannot be read: {error}"
-        calls, cached, cost = calls + row[0], cached + row[1], cost + row[2]
-    return f"{calls - cached} made, {cached} from the cache, ${cost:.2f}" if calls else "none"
+    """Return what the ledgers of paid calls hold and what they cost; `genevolve spend` has the table."""
+    try:
+        found = lines(ledgers())
+    except GenEvolveError as error:
+        return str(error)
+    calls, cached, cost = sum(x.calls for x in found), sum(x.cached for x in found), sum(x.dollars for x in found)
+    return f"{calls} made, {cached} from the cache, ${cost:.2f}" if found else "none"
 
 
 def _day(when: datetime) -> str:

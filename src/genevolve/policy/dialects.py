@@ -181,7 +181,7 @@ class Messages:
 
     name, path, root = "messages", "/chat/completions", False
 
-    def body(self, model: str, messages: list[dict[str, str]], most: int, s: Sampling, seed: int) -> dict[str, Any]:
+    def body(self, model: str, messages: list[dict[str, Any]], most: int, s: Sampling, seed: int) -> dict[str, Any]:
         return {
             "model": model,
             "messages": messages,

@@ -1,8 +1,9 @@
 """A policy behind vLLM, SGLang or any OpenAI-compatible server, with hundreds of conversations in flight (ours).
 
 Token mode, where the server offers it: token ids go out, token ids and log-probs come back, nothing is tokenised twice, and
-the server's prefix cache makes a turn cost its new tokens. Message level otherwise: good for generate and bench, refused for
-training. Which one it is, and whether the log-probs are those that training needs, a probe finds out (`probe.py`).
+the server's prefix cache makes a turn cost its new tokens. Message level otherwise, and where the policy is shown pictures:
+good for generate and bench, refused for training. Which one it is, and whether the log-probs are those that training needs,
+a probe finds out (`probe.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from typing import Any
 from genevolve.policy.base import Job, PolicyError, Sampled, Sampling
 from genevolve.policy.chatml import ChatML
 from genevolve.policy.dialects import Draw, Messages, TokenDialect, Turn
+from genevolve.policy.pictures import Eyes, jpeg
 from genevolve.policy.probe import Ability, probe
 from genevolve.policy.server import identity_hash, load, read_card, served_name, serving, unanswered
 from genevolve.services import loop
-from genevolve.services.client import CallError, Client, Paid
+from genevolve.services.client import CallError, Client, DataUrl, Paid
+from genevolve.tools.base import ToolError
 from genevolve.training import checkpoint
 from genevolve.training.checkpoint import policy_hash, tokenizer_hash
 
@@ -31,6 +34,8 @@ FAILURES = 32
 """Conversations in a row that the server fails before the command ends: it is down, and waiting longer helps nobody."""
 TOO_LONG = re.compile(r"context length|maximum context|max_model_len|too many tokens|longer than", re.IGNORECASE)
 """In the error text of a server whose limit a conversation has reached."""
+PICTURE_TOKENS = 1500
+"""What a shown picture is taken for in budgets and rates, until the server says what it counted (an estimate)."""
 
 
 class ServedPolicy:
@@ -46,31 +51,32 @@ class ServedPolicy:
         longest: int | None = None,
         family: str = "",
         options: Mapping[str, Any] | None = None,
+        eyes: Eyes | None = None,
     ) -> None:
         """`hashes` are (policy, tokenizer); `longest`: the server's own limit on a conversation's tokens.
 
-        At message level alone: turns of a `family` are paid once and kept, and `options` are further fields of the
-        request's body (null takes one out).
+        At message level alone: turns of a `family` are paid once and kept, `options` are further fields of the request's
+        body (null takes one out), and with `eyes` the pictures of an observation stand behind it.
         """
         self.client, self.model, self.ability, self.words, self.longest = client, model, ability, words, longest
-        self.family, self.options = family, dict(options or {})
+        self.family, self.options, self.eyes = family, dict(options or {}), eyes
         self.policy_hash, self.tokenizer_hash = hashes
         self._messages = Messages()
 
     @classmethod
-    def connect(cls, client: Client, base: str, folder: Path | None = None) -> ServedPolicy:
+    def connect(cls, client: Client, base: str, folder: Path | None = None, eyes: Eyes | None = None) -> ServedPolicy:
         """Find the model on the server: a folder's weights, loaded if need be; what a folder's card names; or, without a
-        folder, the model `base`, or the only one there is.
+        folder, the model `base`, or the only one there is. With `eyes` it is shown pictures, and asked in messages.
 
         Raises PolicyError in one sentence when it is not there, ServiceError for a refused key.
         """
         try:
-            return loop.run(cls._connect(client, base, folder))
+            return loop.run(cls._connect(client, base, folder, eyes))
         except CallError as e:
             raise unanswered(client, e) from None
 
     @classmethod
-    async def _connect(cls, client: Client, base: str, folder: Path | None) -> ServedPolicy:
+    async def _connect(cls, client: Client, base: str, folder: Path | None, eyes: Eyes | None) -> ServedPolicy:
         now, card = await serving(client), None if folder is None else read_card(folder)
         if folder is None or card is not None:
             model = now.choose(base if card is None else card["model"])
@@ -88,9 +94,14 @@ class ServedPolicy:
             model, known, tokens = str(now.model_of(name)), policy_hash(folder), tokenizer_folder(str(folder))
         words = None if tokens is None else ChatML.load(tokens)
         missing = f"there is no tokenizer.json of {base} here; fetch it with `hf download {base} tokenizer.json`"
-        ability = await probe(client, model, words, bool(now.native), missing)
+        if eyes is not None:
+            ability = Ability(
+                None, "it is shown pictures, which go as messages; to train, set sampling.show_images to 0"
+            )
+        else:
+            ability = await probe(client, model, words, bool(now.native), missing)
         hashes = (known, "" if tokens is None else tokenizer_hash(tokens))
-        return cls(client, model, ability, words, hashes, now.longest(model))
+        return cls(client, model, ability, words, hashes, now.longest(model), eyes=eyes)
 
     def about(self) -> dict[str, Any]:
         """Return what is worth writing beside results: the model, the mode and why, what the log-probs are of."""
@@ -145,8 +156,8 @@ class ServedPolicy:
         turn: Turn = await self._ask(dialect, dialect.body(draw), read, len(draw.ids), draw.most)
         return turn
 
-    async def message_turn(self, messages: list[dict[str, str]], most: int, sampling: Sampling, seed: int) -> Turn:
-        size = sum(len(m["content"]) // 3 + 8 for m in messages)
+    async def message_turn(self, messages: list[dict[str, Any]], most: int, sampling: Sampling, seed: int) -> Turn:
+        size = sum(_size(m["content"]) for m in messages)
 
         def read(value: Any) -> Paid:
             turn = self._messages.read(value)
@@ -244,7 +255,10 @@ class _Game:
         return row.ended(self.exact)
 
     async def _by_messages(self, job: Job) -> Sampled:
-        messages = [{"role": "system", "content": job.system}, {"role": "user", "content": job.question}]
+        messages: list[dict[str, Any]] = [
+            {"role": "system", "content": job.system},
+            {"role": "user", "content": job.question},
+        ]
         used = 0
         for number in range(10**6):
             most = min(self.sampling.max_turn_tokens, self.limit - used)
@@ -257,7 +271,7 @@ class _Game:
             if turn.cut:
                 return Sampled((), (), (), (), self._cut(most))
             text = turn.text
-            message = await self._step(job.step, text)
+            message = await self._step(_observe, self.policy.eyes, job, text)
             if message is None:
                 break
             if used >= self.limit:
@@ -279,6 +293,29 @@ class _Game:
     async def _step(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run what may wait for a tool where it holds up nobody else."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
+
+
+def _observe(eyes: Eyes | None, job: Job, said: str) -> str | list[dict[str, Any]] | None:
+    """Return what follows a turn: the next message, behind it the pictures that come with it, each under its id. One that
+    cannot be read is not shown."""
+    message = job.step(said)
+    if message is None or eyes is None or job.pictures is None:
+        return message
+    parts: list[dict[str, Any]] = [{"type": "text", "text": message}]
+    for img_id, file in job.pictures():
+        try:
+            url = DataUrl(jpeg(eyes, file), "image/jpeg")
+        except (ToolError, ValueError, OSError):
+            continue
+        parts += [{"type": "text", "text": f"{img_id}:"}, {"type": "image_url", "image_url": {"url": url}}]
+    return parts if len(parts) > 1 else message
+
+
+def _size(content: str | list[dict[str, Any]]) -> int:
+    """Return about how many tokens a message has."""
+    if isinstance(content, str):
+        return len(content) // 3 + 8
+    return sum(len(p["text"]) // 3 if p["type"] == "text" else PICTURE_TOKENS for p in content) + 8
 
 
 class _Row:

@@ -96,6 +96,14 @@ def pixel_values(processor: Any, images: Sequence[Image.Image]) -> dict[str, Ten
     return {name: found[name] for name in ("pixel_values", "image_grid_thw")}
 
 
+def jpeg(eyes: Eyes, file: str) -> bytes:
+    """Return a picture as it is shown, for a policy behind a server; raises whatever `eyes.read` raises, and ValueError."""
+    image = decode(eyes.read(file))
+    out = io.BytesIO()
+    scaled(image, *bounded(*image.size, eyes.pixels)).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
 def decode(data: bytes) -> Image.Image:
     """Return PNG or JPEG bytes as an RGB image, what is transparent on white; raises ValueError."""
     from PIL import Image

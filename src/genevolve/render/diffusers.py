@@ -67,6 +67,17 @@ class Diffusers:
         """Load the edit pipeline now, not with the first program; raise RenderError."""
         self._pipe(EDIT)
 
+    def rest(self) -> None:
+        """Leave the GPU to training: the pipelines wait in main memory for the next program. On the CPU nothing moves."""
+        if not self.device.startswith("cuda"):
+            return
+        import torch
+
+        for pipe in self._pipes.values():
+            pipe.to("cpu")
+        gc.collect()
+        torch.cuda.empty_cache()
+
     def render(self, jobs: Sequence[RenderJob]) -> list[bytes | None]:
         """Return one PNG per job; None, and a log line saying why, where this program could not be drawn.
 

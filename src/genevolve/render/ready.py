@@ -65,15 +65,13 @@ def look(settings: Settings) -> Iterator[tuple[str, bool, str, str]]:
         return
     yield "generator", True, f"{backend} {settings.render.model}".strip(), ""
     if backend == "diffusers":
+        largest = 0.0
         for model in (settings.render.model, settings.render.text_model):
-            where = _weights(model)
-            yield (
-                "generator model",
-                bool(where),
-                f"{model}: {where or 'not on this machine'}",
-                "pictures, until it is downloaded",
-            )
-        yield "generator GPU", *_gpu()
+            where, weights = _weights(model)
+            largest = max(largest, weights)
+            said = f"{model}: {where}, {weights:.1f} GB" if where else f"{model}: not on this machine"
+            yield "generator model", bool(where), said, f"pictures, until it is downloaded: `hf download {model}`"
+        yield "generator GPU", *_gpu(largest)
     elif backend == "service":
         from genevolve.render import service
 
@@ -81,22 +79,40 @@ def look(settings: Settings) -> Iterator[tuple[str, bool, str, str]]:
             yield "renderer", *_health(endpoint.url)
 
 
-def _weights(model: str) -> str:
+def _weights(model: str) -> tuple[str, float]:
+    """Return where a pipeline's files are, empty where they are not, and the gigabytes (1e9) of their weights."""
     from huggingface_hub import try_to_load_from_cache
 
-    if Path(model).is_dir():
-        return "a folder" if (Path(model) / "model_index.json").is_file() else ""
-    return "in the Hugging Face cache" if isinstance(try_to_load_from_cache(model, "model_index.json"), str) else ""
+    folder, where = Path(model), "a folder"
+    if not folder.is_dir():
+        index = try_to_load_from_cache(model, "model_index.json")
+        folder, where = Path(index).parent if isinstance(index, str) else Path(), "in the Hugging Face cache"
+    if folder == Path() or not (folder / "model_index.json").is_file():
+        return "", 0.0
+    return where, sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e9
 
 
-def _gpu() -> tuple[bool, str, str]:
+def gpus() -> tuple[int, str, float]:
+    """Return how many GPUs PyTorch sees, their names, and the gigabytes (1e9) that are free on the fullest one."""
     import torch
 
     if not torch.cuda.is_available():
+        return 0, "", 0.0
+    places = range(torch.cuda.device_count())
+    names = {torch.cuda.get_device_name(i) for i in places}
+    return len(places), ", ".join(sorted(names)), min(torch.cuda.mem_get_info(i)[0] for i in places) / 1e9
+
+
+def _gpu(weights: float) -> tuple[bool, str, str]:
+    found, names, free = gpus()
+    if not found:
         return False, "none", "pictures in minutes: on the CPU one takes hours"
-    names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    free = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())) / 2**30
-    return True, f"{torch.cuda.device_count()} x {', '.join(sorted(names))}, {free:.0f} GB free on the fullest", ""
+    said = f"{found} x {names}, {free:.0f} GB free on the fullest; one pipeline takes {weights:.0f} and room to draw"
+    return (
+        free > weights,
+        said,
+        "pictures: show it an emptier GPU (CUDA_VISIBLE_DEVICES), or set render.backend to service",
+    )
 
 
 def _health(url: str) -> tuple[bool, str, str]:

@@ -16,6 +16,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ CREATE TABLE IF NOT EXISTS answers (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS calls (
     id INTEGER PRIMARY KEY, backend TEXT NOT NULL, seconds REAL NOT NULL, tokens INTEGER NOT NULL, cost REAL NOT NULL,
-    cached INTEGER NOT NULL, account TEXT NOT NULL DEFAULT ''
+    cached INTEGER NOT NULL, account TEXT NOT NULL DEFAULT '', at REAL
 );
 CREATE TABLE IF NOT EXISTS accounts (account TEXT PRIMARY KEY, cost REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS turns (backend TEXT PRIMARY KEY, next REAL NOT NULL) WITHOUT ROWID;
@@ -89,6 +90,7 @@ class CallCache:
                 # the disk at each charge would make it the slowest part of a call.
                 connection.execute("PRAGMA synchronous = NORMAL")
                 connection.executescript(SCHEMA)
+                _add_times(connection)
             except (OSError, sqlite3.Error) as e:
                 raise CacheError(
                     f"{self.path}: the call cache cannot be opened ({e}); move it away to start a new one"
@@ -170,7 +172,7 @@ class CallCache:
                 raise BudgetError(
                     f"The budget of this command, ${budget:g} (world.budget_usd), is used up: ${spent:.4f} are spent "
                     f"and the next call may cost ${cost:.4f}. What was paid for is kept; the same command, given again, "
-                    "has the same sum anew."
+                    "perhaps with another --budget, goes on from here with the sum anew."
                 )
             return _note(connection, backend, 0.0, 0, cost, cached=False, account=account)
 
@@ -218,6 +220,17 @@ class CallCache:
         self._connection = None
 
 
+def _add_times(connection: sqlite3.Connection) -> None:
+    """Give a ledger of before there were times its column for them (Unix time; null: not known)."""
+    if any(row[1] == "at" for row in connection.execute("PRAGMA table_info(calls)")):
+        return
+    try:
+        connection.execute("ALTER TABLE calls ADD COLUMN at REAL")
+    except sqlite3.OperationalError as e:
+        if "duplicate column" not in str(e):  # else another process was faster
+            raise
+
+
 def _spent(connection: sqlite3.Connection, account: str) -> float:
     """Return what was charged to an account. It is kept as a sum: adding all calls up at each call would be quadratic."""
     row = connection.execute("SELECT cost FROM accounts WHERE account = ?", (account,)).fetchone()
@@ -242,8 +255,8 @@ def _note(
     cached: bool,
     account: str = "",
 ) -> int:
-    row = (backend, seconds, tokens, cost, int(cached), account)
-    insert = "INSERT INTO calls (backend, seconds, tokens, cost, cached, account) VALUES (?, ?, ?, ?, ?, ?)"
+    row = (backend, seconds, tokens, cost, int(cached), account, time.time())
+    insert = "INSERT INTO calls (backend, seconds, tokens, cost, cached, account, at) VALUES (?, ?, ?, ?, ?, ?, ?)"
     _charge(connection, account, cost)
     return int(connection.execute(insert, row).lastrowid or 0)
 

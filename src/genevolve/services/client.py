@@ -250,9 +250,13 @@ class Client:
                 )
                 if status in (401, 402, 403):
                     raise self._refusal(status, answer)
-                if status not in AGAIN:
-                    return status, _json_or_none(answer)
-                reason, wait = f"HTTP {status}", retry_after(headers, self._now(), self.patience.longest_wait)
+                value = _json_or_none(answer)
+                if status == 200 and value is None and answer.lstrip()[:1] in (b"{", b"["):
+                    reason = "no JSON"  # cut off: what it would have said of the server must not be read as a no
+                elif status not in AGAIN:
+                    return status, value
+                else:
+                    reason, wait = f"HTTP {status}", retry_after(headers, self._now(), self.patience.longest_wait)
             except _Lost as e:
                 reason = e.reason
             if attempt < self.patience.attempts:

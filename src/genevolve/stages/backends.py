@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genevolve.errors import SettingsError
+from genevolve.profiles import BUDGET_VARIABLE
 from genevolve.render.ready import check_renderer
 
 if TYPE_CHECKING:
@@ -52,12 +53,10 @@ COMMAND_VARIABLE = "GENEVOLVE_COMMAND"
 def check(settings: Settings) -> None:
     """Raise SettingsError, one sentence, for a backend that is not set up, before any process starts."""
     if settings.policy.backend == "openai":
-        if settings.sampling.show_images:
-            raise SettingsError("A served policy is shown no pictures: set sampling.show_images to 0.")
         policy_client(settings.world.budget_usd, store())
         command()
     check_renderer(settings)
-    check_models(settings)
+    check_judges(settings)
     if uses_web(settings):
         from genevolve.tools.serper import Service
 
@@ -67,7 +66,8 @@ def check(settings: Settings) -> None:
 
 def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request] = ()) -> None:
     """Raise SettingsError, one sentence, where embedded back ends meet a dataset that is not theirs: an imported one has no
-    embedded world, and its requests no scene that an embedded judge could check."""
+    embedded world, and its requests no scene that an embedded judge could check; or another generator's pictures."""
+    check_sizes(settings)
     needs_world = {
         "world.search": settings.world.search == "embedded",
         "world.image_search": settings.world.image_search == "embedded",
@@ -91,13 +91,37 @@ def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request]
         )
 
 
+def check_sizes(settings: Settings) -> None:
+    """Raise SettingsError where the pixel judge would be shown pictures that are not of the embedded generator's size."""
+    from genevolve.render.style import CANVAS
+
+    r = settings.render
+    if settings.judge.image == "pixels" and (r.size != CANVAS or r.backend == "gemini"):
+        size = "pictures of Gemini's own sizes" if r.backend == "gemini" else f"{r.size} (render.size)"
+        raise SettingsError(
+            f"The pixel judge knows the embedded world's pictures of {CANVAS} pixels a side, not {size}: set judge.image to "
+            f"vlm (docs/judge.md), or draw with the compositor."
+        )
+
+
 def check_models(settings: Settings) -> None:
-    """Raise SettingsError for a judge, summariser or embedder whose model, service, key, rubric or prompt is missing."""
+    """Raise SettingsError for a judge or summariser whose model, service, key, rubric or prompt is missing, and for a policy
+    that could be sampled but not trained."""
+    if settings.policy.backend == "openai" and settings.sampling.show_images:
+        raise SettingsError(
+            "A served policy that is shown pictures is asked in messages, which training cannot use: set sampling.show_images "
+            "to 0, or policy.backend to local."
+        )
+    check_judges(settings)
+    if settings.experience.summariser == "openai":
+        make_summariser(settings)
+
+
+def check_judges(settings: Settings) -> None:
+    """As `check_models`, for a stage that only plays: a cold start's recipe says nothing of a summariser."""
     if "vlm" in (settings.judge.image, settings.judge.program):
         make_image_judge("vlm", settings, Path())
         _program_wording(settings)
-    if settings.experience.summariser == "openai":
-        make_summariser(settings)
 
 
 def uses_web(settings: Settings) -> bool:
@@ -108,6 +132,12 @@ def uses_web(settings: Settings) -> bool:
 def command() -> str:
     """Return the name of this command's account, one for a process and all that it starts from now on."""
     return os.environ.setdefault(COMMAND_VARIABLE, uuid.uuid4().hex)
+
+
+def pay_from(settings: Settings) -> None:
+    """Let all that this process runs from now on, child processes too, spend `world.budget_usd` of these settings together."""
+    command()
+    os.environ[BUDGET_VARIABLE] = repr(settings.world.budget_usd)
 
 
 def store() -> Path:
@@ -151,11 +181,12 @@ def policy_client(budget: float, folder: Path) -> Client:
     return Client(endpoint, CallCache(folder / "calls.sqlite"), budget=budget, account=command(), patience=patience)
 
 
-def make_served(settings: Settings, policy: Path) -> ServedPolicy:
+def make_served(settings: Settings, policy: Path, dataset: Path) -> ServedPolicy:
     """Return the policy of a folder as its server plays it; raises PolicyError or ServiceError where it cannot."""
     from genevolve.policy.openai import ServedPolicy
 
-    return ServedPolicy.connect(policy_client(settings.world.budget_usd, store()), settings.policy.base, policy)
+    client = policy_client(settings.world.budget_usd, store())
+    return ServedPolicy.connect(client, settings.policy.base, policy, make_eyes(settings, dataset))
 
 
 def server_card(settings: Settings) -> Path:
@@ -251,7 +282,7 @@ def _paid_client(endpoint: Endpoint, settings: Settings, patience: Patience) -> 
 
 
 def make_judges(settings: Settings, dataset: Path) -> tuple[ImageJudge, ProgramJudge]:
-    """Return the judge of pictures and the judge of programs."""
+    """Return the judge of pictures and the judge of programs; only the embedded program judge opens the embedded world."""
     return make_image_judge(settings.judge.image, settings, dataset), _program_judge(settings, dataset)
 
 
@@ -386,7 +417,7 @@ def make_policy(settings: Settings, policy: str | Path, dataset: Path, device: s
     Raises SettingsError for a policy that needs a system prompt to be named, PolicyError when it cannot be played.
     """
     if settings.policy.backend == "openai":
-        return make_served(settings, Path(policy))
+        return make_served(settings, Path(policy), dataset)
     from genevolve.policy.local import LocalPolicy
 
     root = Path(policy)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from genevolve.errors import SettingsError
 from genevolve.settings import Settings
-from genevolve.stages.backends import WORLD
+from genevolve.stages.backends import WORLD, check_sizes
 
 if TYPE_CHECKING:
     from genevolve.dataset.build import Built
@@ -93,7 +93,8 @@ def make_dataset(settings: Settings, world_folder: Path, out: Path) -> Built:
 
 
 def _refuse_services(settings: Settings) -> None:
-    """Raise SettingsError for a web that the scripted teacher does not know."""
+    """Raise SettingsError for a web that the scripted teacher does not know, and for pictures that its judge does not."""
+    check_sizes(settings)
     for name in ("search", "image_search"):
         if (value := getattr(settings.world, name)) != "embedded":
             raise SettingsError(
@@ -109,6 +110,6 @@ def _renderer(settings: Settings) -> Any:
 
 
 def _judge(settings: Settings, out: Path) -> Any:
-    from genevolve.stages.backends import make_judges
+    from genevolve.stages.backends import make_image_judge
 
-    return make_judges(settings, out)[0]
+    return make_image_judge(settings.judge.image, settings, out)

@@ -146,6 +146,8 @@ class Crew:
     def release(self) -> None:
         """Give the memory of GPUs back, for the training that follows; the next `play` loads its policy anew. On the CPU
         this does nothing."""
+        if self._player is not None:
+            self._player.rest()
         if self._places is None or self._places.devices[0] == "cpu":
             return
         if self._pool is not None:
@@ -248,6 +250,13 @@ class Player:
             limits=Limits(s.tool_calls, s.rounds),
         )
         return self.score(played, play.requests, play.images)
+
+    def rest(self) -> None:
+        """Have a generator that draws in this process leave its GPU."""
+        from genevolve.render.diffusers import Diffusers
+
+        if isinstance(self.renderer, Diffusers):
+            self.renderer.rest()
 
     def release(self) -> None:
         """Let go of the policy, and of a GPU's memory."""

@@ -16,6 +16,7 @@ from genevolve.experience.contrast import Pair, by_request, contrast
 from genevolve.files import write_whole
 from genevolve.records import Bundle, Request, Trajectory, dump, read_jsonl, write_jsonl
 from genevolve.settings import Settings
+from genevolve.stages.backends import check_models
 from genevolve.stages.crew import Crew, bench_sampling
 from genevolve.stages.curriculum import FRESH, HISTORY, choose_requests, records_of, told, unlearnt
 from genevolve.stages.distill import Learner, make_learner
@@ -40,6 +41,7 @@ def run(settings: Settings, *, dataset: Path, parent: Path, earlier: Path | None
     if (out / CONCLUSION).exists():  # killed between the last round and the end of the stage
         return json.loads((out / CONCLUSION).read_text()) | _to_show(settings, out)
     pool, validation = load_requests(dataset, "evolve"), load_requests(dataset, "validation")
+    check_models(settings)
     chosen, about = _choose(settings, dataset, pool, earlier, out)
     with Crew(settings, dataset) as crew:
         crew.check_training(parent)

@@ -13,7 +13,7 @@ from genevolve.dataset.recipe_pool import Cell, Drawer, Pool, Recipe
 from genevolve.dataset.truth import make_truth
 from genevolve.records import Request
 from genevolve.settings import Settings
-from genevolve.stages.backends import make_judges, make_renderer, world
+from genevolve.stages.backends import make_image_judge, make_renderer, world
 
 TRIES = 4
 """At most so many recipes are drawn for each fresh request that is wanted."""
@@ -70,6 +70,6 @@ def _fits(recipe: Recipe, seen: Seen) -> bool:
 
 def _readable(settings: Settings, dataset: Path, requests: Sequence[Request]) -> list[Request]:
     """Return the requests whose ground truth the judge reads in full."""
-    judge = make_judges(settings, dataset)[0]
+    judge = make_image_judge(settings.judge.image, settings, dataset)
     truths = make_truth(make_renderer(settings), judge, world(dataset), requests, settings.seeds.run_seed)
     return [r for r, truth in zip(requests, truths, strict=True) if truth.png is not None and not truth.reason]

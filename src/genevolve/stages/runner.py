@@ -94,7 +94,7 @@ def job(stage: str, cycle: str, workspace: Workspace, settings: Settings | None 
     """Return the job of a stage of a cycle; `build` belongs to no cycle and needs `settings`, default the profile's."""
     ledger = Ledger.read(workspace.ledger)
     if stage == "build":
-        settings = settings or load()
+        settings = settings or load(recipe={})  # of no cycle, but of a command with a budget
         given: dict[str, Path | None] = {}
         if settings.dataset.imported is not None:
             given["imported"] = Path(settings.dataset.imported)

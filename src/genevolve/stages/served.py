@@ -43,7 +43,7 @@ class Served:
     def policy(self, folder: Path) -> ServedPolicy:
         """Return the policy of a folder, on the server: its weights are loaded there if they are not."""
         if self._policy is None or self._policy[0] != folder:
-            self._policy = (folder, make_served(self.settings, folder))
+            self._policy = (folder, make_served(self.settings, folder, self.dataset))
         return self._policy[1]
 
     def play(

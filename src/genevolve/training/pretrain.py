@@ -374,6 +374,7 @@ def write_card(out: Path, cfg: PretrainConfig, lore: Lore, scores: dict[str, flo
     """Write the model card (README.md) of the base."""
     rows = "\n".join(f"| {k} | {v} |" for k, v in scores.items())
     made, parameters = model.config, sum(p.numel() for p in model.parameters())
+    size = f"{made.num_hidden_layers} layers of width {made.hidden_size}, {made.vocab_size} tokens"
     (out / "README.md").write_text(
         f"""---
 license: cc-by-sa-4.0
@@ -381,7 +382,7 @@ library_name: transformers
 ---
 # genevolve base policy
 
-A Qwen3 of {parameters:,} parameters ({made.num_hidden_layers} layers of width {made.hidden_size}, {made.vocab_size} tokens) that speaks GenEvolve's turn
+A Qwen3 of {parameters:,} parameters ({size}) that speaks GenEvolve's turn
 protocol, reads tool results, copies names it never saw and follows a Current-Task Decision Guide. It is the embedded
 default's stand-in for Qwen3-VL-8B-Instruct: small enough to evolve on a laptop, and good for nothing else.
 

@@ -44,7 +44,7 @@ class Setting:
 
 
 def open_picture(data: bytes) -> Rgb:
-    """Return a picture as RGB [CANVAS, CANVAS, 3]; raise JudgeError when the bytes hold no whole picture."""
+    """Return a picture as RGB [CANVAS, CANVAS, 3]; raise JudgeError when the bytes hold no whole picture of that size."""
     from PIL import Image, ImageOps
 
     try:
@@ -57,7 +57,9 @@ def open_picture(data: bytes) -> Rgb:
     except Exception as e:  # Pillow raises many kinds on hostile bytes; each means the same here
         raise JudgeError(f"the picture cannot be decoded ({type(e).__name__}: {e})") from e
     if rgb.size != (CANVAS, CANVAS):
-        rgb = rgb.resize((CANVAS, CANVAS), Image.Resampling.LANCZOS)
+        raise JudgeError(
+            f"the picture is {rgb.width} x {rgb.height} pixels, not {CANVAS} x {CANVAS} as this judge reads them"
+        )
     return np.array(rgb, dtype=np.uint8)
 
 

@@ -1,0 +1,213 @@
+"""`genevolve evolve --profile paper`, the real command, with every service a server on loopback and tiny weights: a short cycle;
+then, slower, whole ones: stopped by its budget and by two processes, from data that models made, with faults at every server."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genevolve.policy.server import served_name
+from genevolve.records import Bundle, Trajectory, read_jsonl
+from genevolve.training.checkpoint import policy_hash
+from tests.flows.paper import Project, Services, write_models
+
+IMPORTED = "dataset.imported=datasets/public"
+SHORT = ("cycle.steps=1", "cold_start.processes=1")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    write_models(folder)
+    return folder
+
+
+@pytest.fixture
+def services(models: Path, dataset: Path) -> Iterator[Services]:
+    with Services(models, dataset).running() as running:
+        yield running
+
+
+def ledger(project: Project) -> dict[str, tuple[int, int, float]]:
+    """Return calls made, answers out of the cache, and dollars, by backend."""
+    with sqlite3.connect(project.folder / ".cache" / "web" / "calls.sqlite") as db:
+        rows = db.execute("SELECT backend, sum(not cached), sum(cached), total(cost) FROM calls GROUP BY 1").fetchall()
+    return {backend: (made, cached, cost) for backend, made, cached, cost in rows}
+
+
+def scores(project: Project, cycle: str) -> dict[str, Any]:
+    return json.loads((project.built / cycle / "bench" / "scores.json").read_text())["all"]
+
+
+def played(project: Project) -> dict[str, list[Trajectory]]:
+    """Return the records of both benches and of all rounds, by where they lie."""
+    places = [
+        *project.built.glob("*/bench/blocks/*.jsonl"),
+        *project.built.glob("*/trained/rounds/*/trajectories.jsonl"),
+    ]
+    return {str(p.relative_to(project.built)): list(read_jsonl(p, Trajectory)) for p in sorted(places)}
+
+
+def whole(project: Project, rounds: int = 2) -> None:
+    """Assert that no record of a cycle is missing or has no reward."""
+    rows = played(project)
+    places = [f"{cycle}/bench/blocks/00000.jsonl" for cycle in ("c000", "c001")]
+    places += [f"c001/trained/rounds/{n:03d}/trajectories.jsonl" for n in range(1, rounds + 1)]
+    assert {name: len(found) for name, found in rows.items()} == dict.fromkeys(places, 4)
+    for name, found in rows.items():
+        for t in found:
+            assert t.program is not None, f"{name} {t.id}: {t.termination} {t.failure}"
+            assert t.reward is not None
+            assert t.reward.total is not None, f"{name} {t.id}: {t.reward.diagnostics}"
+            assert [c.name for c in t.tool_calls] == ["search", "image_search", "query_knowledge"]
+            assert all(c.ok for c in t.tool_calls), f"{name} {t.id}"
+    for t in rows[places[-1]]:
+        assert len(t.logprobs) == len(t.completion_ids) > 0
+    for cycle in ("c000", "c001"):
+        assert all(isinstance(v, float) for v in scores(project, cycle).values())
+        assert len(scores(project, cycle)) == 4
+
+
+def test_a_short_cycle_trains_scores_and_leaks_nothing(
+    services: Services, models: Path, project: Path, tmp_path: Path
+) -> None:
+    paper = Project(tmp_path / "project", project, models, services)
+    paper.import_data()
+    done = paper.ok(paper.evolve(IMPORTED, *SHORT))
+    assert "KScore on 2 bench requests about entities neither policy was trained on" in done.stdout
+    whole(paper, rounds=1)
+    assert len(services.policy.names) == 2, "the start's weights, and those that the round's training made of them"
+    assert services.policy.names[0] == served_name(paper.built / "c000/trained/policy")
+    assert set(ledger(paper)) >= {"policy", "serper", "judge", "summariser", "web", "web: private address"}
+    assert services.inside.requests == []
+    assert paper.leaks() == []
+
+
+@pytest.mark.slow
+def test_a_short_cycle_from_data_that_models_made(
+    services: Services, models: Path, project: Path, tmp_path: Path
+) -> None:
+    paper = Project(tmp_path / "project", project, models, services)
+    sizes = {"recipes": 120, "sft": 4, "sft_heldout": 2, "evolve": 4, "validation": 2, "bench": 4}
+    over = [f"dataset.{name}={n}" for name, n in sizes.items()]
+    paper.ok(paper.evolve(*over, "dataset.teacher_model=big", *SHORT))
+    whole(paper, rounds=1)
+    yields = json.loads((paper.built / "dataset" / "yields.json").read_text())
+    assert {y["stage"] for y in yields} >= {"audit on six dimensions", "ground truth rendered", "visual filter"}
+    assert max(Counter(body for *_, body in services.teacher.requests).values()) == 1
+    found = ledger(paper)
+    assert found["teacher"][2] == pytest.approx(0.01 * len(services.teacher.requests))
+    asked = services.asked()
+    paper.ok(paper.evolve(*over, "dataset.teacher_model=big", *SHORT))
+    assert services.asked() == asked
+    assert paper.leaks() == []
+
+
+@pytest.mark.slow
+def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_twice(
+    services: Services, models: Path, project: Path, tmp_path: Path
+) -> None:
+    paper = Project(tmp_path / "project", project, models, services)
+    paper.import_data()
+    over = (IMPORTED, "distill.processes=2")
+    stopped = paper.evolve(*over, budget="0.05")
+    assert stopped.returncode == 1
+    assert stopped.stderr.splitlines()[-1].startswith(
+        "genevolve: The budget of this command, $0.05 (world.budget_usd), is"
+    )
+    assert sum(cost for *_, cost in ledger(paper).values()) <= 0.05
+    paid = services.asked()["judge"]
+    assert paid > 0
+    done = paper.ok(paper.evolve(*over))
+    assert "KScore on 2 bench requests about entities neither policy was trained on" in done.stdout
+    whole(paper)
+    built = paper.built
+
+    # the summariser wrote the bundles, and the teacher read them
+    bundles = [b for n in ("001", "002") for b in read_jsonl(built / f"c001/trained/rounds/{n}/bundles.jsonl", Bundle)]
+    assert len(bundles) == len(services.summariser.requests) > 0
+    assert {b.decision_guidance.focus for b in bundles} == {"Resolve the fact before looking for the picture."}
+    curve = json.loads((built / "c001/trained/metrics.json").read_text())["curve"]
+    assert [row["step"] for row in curve] == [1, 2]
+    assert curve[-1]["sdl/hit_rate"] > 0
+
+    # training changed the weights, each round's reached the server, and only there were they sampled
+    start, end = built / "c000/trained/policy", built / "c001/trained/policy"
+    assert len({policy_hash(models / "base"), policy_hash(start), policy_hash(end)}) == 3
+    names = [b["weight_version"] for p, b in services.policy.asked if p == "/update_weights_from_disk"]
+    assert names[0] == served_name(start)
+    assert served_name(end) in names
+    assert all(a != b for a, b in pairwise(names)), "nothing is loaded that is served"
+    for name, rows in played(paper).items():
+        assert len({t.policy_hash for t in rows}) == 1, name
+    second = played(paper)["c001/trained/rounds/002/trajectories.jsonl"]
+    assert second[0].policy_hash != policy_hash(start)
+
+    # pictures came from the web that the fetcher may see, and from nowhere else
+    assert services.inside.requests == []
+    assert (paper.folder / ".cache/web/images").is_dir()
+    kept = {t.program.files[0] for rows in played(paper).values() for t in rows if t.program}
+    assert all(f.startswith("web/") and (paper.folder / ".cache/web/images" / f[4:]).is_file() for f in kept)
+
+    # the ledger knows every service; a picture was refused, and why
+    found = ledger(paper)
+    assert set(found) == {"policy", "serper", "judge", "summariser", "web", "web: private address", "web: pixels"}, (
+        found
+    )
+    assert found["judge"][0] == len(services.judge.requests)
+    assert found["serper"][:1] == (len(services.serper.requests),)
+    assert found["serper"][2] == pytest.approx(0.001 * len(services.serper.requests))
+    assert found["summariser"][2] == pytest.approx(0.01 * len(services.summariser.requests))
+    for server, body in _paid_bodies(services).items():
+        assert max(Counter(body).values()) == 1, f"{server} was asked something twice"
+    spent = paper.ok(paper.run("spend")).stdout
+    assert re.search(rf"^\d{{4}}-\d\d +judge +{found['judge'][0]} ", spent, re.MULTILINE), spent
+
+    # the same command again: nothing is asked, nothing changes
+    asked, before = services.asked(), (built / "reports" / "latest.json").read_bytes()
+    paper.ok(paper.evolve(*over))
+    assert services.asked() == asked
+    assert json.loads((built / "reports" / "latest.json").read_bytes()) == json.loads(before)
+    assert paper.leaks() == []
+    assert (paper.folder / "mlruns" / "mlflow.db").stat().st_size, "where it was looked for keys, among others"
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_cycle_with_faults_at_every_server_ends_and_loses_no_record(
+    models: Path, dataset: Path, project: Path, tmp_path: Path
+) -> None:
+    every = {"policy": 3, "search": 1, "images": 1, "web": 2, "render": 2, "judge": 2, "summariser": 1}
+    with Services(models, dataset, **every).running() as services:
+        paper = Project(tmp_path / "project", project, models, services)
+        paper.import_data()
+        paper.ok(paper.evolve(IMPORTED, "render.backend=service"))
+        met = {name: dict(faults.met) for name, faults in services.faults.items()}
+    assert all(len(met[n]) == len(services.faults[n].kinds) for n in ("policy", "search", "render", "judge")), met
+    assert all(met.values()), met
+    whole(paper)
+    shown = [t for rows in played(paper).values() for t in rows if t.image]
+    assert shown, "pictures of the renderer's server"
+    rounds = [paper.built / f"c001/trained/rounds/{n}" for n in ("001", "002")]
+    pairs = [b for folder in rounds for b in read_jsonl(folder / "bundles.jsonl", Bundle)]
+    assert pairs
+    curve = json.loads((paper.built / "c001/trained/metrics.json").read_text())["curve"]
+    assert [row["missing_rewards"] for row in curve] == [0, 0]
+    assert sum(row["pairs_without_bundle"] for row in curve) == 0
+    found = ledger(paper)
+    assert found["judge"][0] == len(services.judge.requests), "a row an attempt"
+    assert set(found) >= {"policy", "serper", "judge", "summariser", "render"}
+    assert paper.leaks() == []
+
+
+def _paid_bodies(services: Services) -> dict[str, list[str]]:
+    servers = {"judge": services.judge, "summariser": services.summariser, "serper": services.serper}
+    return {n: [path + body.decode() for _, path, _, body in s.requests] for n, s in servers.items()}
