@@ -129,7 +129,7 @@ def test_what_cannot_be_judged_is_missing_with_a_reason_and_spoils_no_other_job(
     ]
     judge = SecondJudge(references)
     assert [s is None for s in judge.score(jobs)] == [True] * 6 + [False]
-    assert all("second" in r for r in judge.reasons[:6])
+    assert all("judge-test" in r for r in judge.reasons[:6])
     assert not judge.reasons[6]
 
 
