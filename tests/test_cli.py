@@ -185,7 +185,6 @@ def test_sentences() -> None:
     assert sentence(KeyError("a")).startswith("unexpected KeyError")
 
 
-@pytest.mark.slow
 def test_promote_and_rollback_want_a_reason_and_log_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 

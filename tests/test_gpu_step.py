@@ -18,7 +18,6 @@ def command(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(call, cwd=project, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.slow
 def test_a_tiny_step_of_ours_and_of_trl(project: Path) -> None:
     words = ["--model-config", "tiny", "--device", "cpu", "--tokens", "128", "--repeats", "1", "--rank", "4"]
     done = command(project, *words, "--arms", "lora,trl_lora")

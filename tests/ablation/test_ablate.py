@@ -34,7 +34,6 @@ def same_again(result: Result) -> dict[str, Any]:
     return result.model_dump(exclude={"commit", "finished"})
 
 
-@pytest.mark.slow
 def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
     in_project: Path, dataset: Path, tmp_path: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +108,6 @@ def test_the_bars_work_counts_rollouts_validation_and_bench(in_project: Path) ->
     assert Unit(1, full).work(sizes) == 1000
 
 
-@pytest.mark.slow
 def test_a_failed_cold_start_leaves_its_arms_out_and_the_command_says_so(
     in_project: Path, dataset: Path, tmp_path: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

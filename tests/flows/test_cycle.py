@@ -12,8 +12,6 @@ import pytest
 from genevolve.tracking import SWITCH_VARIABLE
 from tests.flows import toys
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def folder(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

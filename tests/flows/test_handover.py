@@ -17,7 +17,7 @@ from genevolve.operations.addresses import call
 from genevolve.workspace import Workspace
 from tests.flows.machine import Machine, free_ports
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]
+pytestmark = pytest.mark.xdist_group("served")
 
 
 def with_dvc(machine: Machine, project: Path, remote: Path) -> Machine:

@@ -17,7 +17,7 @@ from genevolve.operations import journal
 from genevolve.operations.addresses import call, listens
 from tests.flows.machine import Machine, free_ports
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # one machine for all of them
+pytestmark = pytest.mark.xdist_group("served")  # one machine for all of them
 
 
 @pytest.fixture(scope="module")

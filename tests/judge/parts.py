@@ -32,7 +32,13 @@ def art(stem: str) -> bytes:
 
 
 def request(scene: Scene | None, **given: Any) -> Request:
-    fields = {"id": "judge-test", "question": "q", "eval_type": "quality_anchored", "category": "c", "difficulty": "easy"}
+    fields = {
+        "id": "judge-test",
+        "question": "q",
+        "eval_type": "quality_anchored",
+        "category": "c",
+        "difficulty": "easy",
+    }
     return Request.model_validate({**fields, "split": "sft", "scene": scene, **given})
 
 

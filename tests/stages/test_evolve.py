@@ -37,7 +37,6 @@ def base(project: Path) -> Path:
     return project / "assets" / "base-policy"
 
 
-@pytest.mark.slow
 def test_an_evolution_that_was_cut_off_ends_with_the_same_bytes(
     few: Settings, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +78,6 @@ def test_an_evolution_that_was_cut_off_ends_with_the_same_bytes(
     assert all(len(t.logprobs) == len(t.completion_ids) for t in played)
 
 
-@pytest.mark.slow
 def test_the_bench_scores_every_request_and_compares_with_its_baseline(
     few: Settings, dataset: Path, base: Path, tmp_path: Path
 ) -> None:
@@ -106,7 +104,6 @@ def test_the_pool_is_walked_through_before_any_request_comes_again(few: Settings
     assert [r.id for r in step_requests(pool, few, 3)] != rounds[:2] or len(pool) < 4
 
 
-@pytest.mark.slow
 def test_generate_draws_a_picture_or_says_why_not(few: Settings, dataset: Path, base: Path, tmp_path: Path) -> None:
     picture = tmp_path / "out" / "giraffe.png"
     lines: list[str] = []
@@ -127,7 +124,6 @@ def test_a_backend_that_is_not_set_up_is_refused_in_one_sentence_before_any_proc
         Crew(load("paper"), dataset)
 
 
-@pytest.mark.slow
 def test_two_processes_play_what_one_plays(few: Settings, dataset: Path, base: Path) -> None:
     requests = load_requests(dataset, "evolve")
     played = []

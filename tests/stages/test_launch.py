@@ -64,7 +64,6 @@ def near(a: Path, b: Path, start: Path, limit: float) -> None:
     assert apart / moved < limit
 
 
-@pytest.mark.slow
 def test_a_cold_start_by_two_processes_is_that_of_one(base: Path, dataset: Path, tmp_path: Path) -> None:
     alone = cold_start.run(profile(), dataset=dataset, base=base, out=tmp_path / "one")
     settings = profile("cold_start.processes=2", f"cold_start.accelerate={FSDP}")
@@ -77,7 +76,6 @@ def test_a_cold_start_by_two_processes_is_that_of_one(base: Path, dataset: Path,
     assert [p.name for p in (tmp_path / "two").iterdir()] == ["policy"]
 
 
-@pytest.mark.slow
 def test_an_evolution_by_two_processes_goes_on_from_round_to_round(base: Path, dataset: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     alone = evolve.run(profile(), dataset=dataset, parent=base, out=one)
@@ -94,7 +92,6 @@ def test_an_evolution_by_two_processes_goes_on_from_round_to_round(base: Path, d
     load_model(two / "policy")
 
 
-@pytest.mark.slow
 def test_an_evolution_that_leaves_adapters_goes_on_over_their_base(base: Path, dataset: Path, tmp_path: Path) -> None:
     rows = {}
     for saved in ("merged", "adapters"):
@@ -153,7 +150,6 @@ def test_the_trainer_sees_what_the_sampler_showed(base: Path, dataset: Path, tmp
         learner.learn([pictured.model_copy(update={"pictures": (other,)})], {}, tmp_path / "policy")
 
 
-@pytest.mark.slow
 def test_what_fails_in_a_launched_process_is_told_in_its_sentence(base: Path, tmp_path: Path) -> None:
     (tmp_path / "trajectories.jsonl").write_text("{}\n")
     (tmp_path / "guides.jsonl").write_text("")

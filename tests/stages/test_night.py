@@ -19,7 +19,6 @@ from genevolve.stages.fresh import draw_fresh
 from genevolve.stages.sample import step_seed, training_seed
 from genevolve.workspace import folder_digest
 
-pytestmark = pytest.mark.slow
 FEW = ("sampling.k=3", "cycle.steps=2", "cycle.requests_per_step=2", "cycle.validate_every=1", "sampling.workers=1")
 
 

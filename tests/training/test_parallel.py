@@ -49,7 +49,6 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
     return max(float((one[k] - other[k]).norm() / one[k].norm().clamp(min=1e-6)) for k in one)
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_gradients_weights_and_metrics_of_one(alone: Any, together: Any) -> None:
     kind, _, found = together
     for case, truth in alone[1].items():
@@ -69,7 +68,6 @@ def test_two_processes_give_the_gradients_weights_and_metrics_of_one(alone: Any,
             assert other == pytest.approx(one, rel=1e-4, abs=1e-5), case
 
 
-@pytest.mark.slow
 def test_a_checkpoint_goes_on_with_any_number_of_processes(alone: Any, together: Any) -> None:
     kind, folder, found = together
     for case in KEPT:
