@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,48 +17,14 @@ from genevolve.stages.crew import Crew, bench_sampling
 from genevolve.stages.sample import step_requests
 from genevolve.workspace import folder_digest
 
-
-@pytest.fixture(scope="module")
-def few(settings: Settings) -> Settings:
-    overrides = [
-        "sampling.k=3",
-        "cycle.steps=2",
-        "cycle.requests_per_step=2",
-        "cycle.validate_every=1",
-        "sampling.workers=1",
-    ]
-    return load("tiny", overrides=overrides)
+from .parts import Evolved
 
 
-@pytest.fixture(scope="module")
-def base(project: Path) -> Path:
-    return project / "assets" / "base-policy"
-
-
-@contextmanager
-def cut_off_in_round_two(whole: Path, broken: Path) -> Iterator[None]:
-    """Copy what lies in `whole` when its second round begins to learn to `broken`: what a kill there would leave."""
-    learn = evolve.Learner.learn
-    calls: list[int] = []
-
-    def copy_in_round_two(self: Any, *args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            shutil.copytree(whole, broken)
-        return learn(self, *args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evolve.Learner, "learn", copy_in_round_two)
-        yield
-
-
+@pytest.mark.xdist_group("evolved")
 def test_an_evolution_that_was_cut_off_ends_with_the_same_bytes(
-    few: Settings, dataset: Path, base: Path, tmp_path: Path
+    few: Settings, dataset: Path, base: Path, evolved: Evolved
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir()
-    with cut_off_in_round_two(whole, broken):
-        expected = evolve.run(few, dataset=dataset, parent=base, out=whole)
+    whole, broken, expected = evolved.whole, evolved.broken, evolved.metrics
     assert (broken / "rounds" / "002.new").is_dir()
     assert evolve.run(few, dataset=dataset, parent=base, out=broken) == expected
     assert folder_digest(broken) == folder_digest(whole)

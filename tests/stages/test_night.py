@@ -17,21 +17,20 @@ from genevolve.stages.curriculum import Played, records_of
 from genevolve.stages.fresh import draw_fresh
 from genevolve.stages.sample import step_seed, training_seed
 from genevolve.workspace import folder_digest
-from tests.stages.test_evolve import cut_off_in_round_two
 
-FEW = ("sampling.k=3", "cycle.steps=2", "cycle.requests_per_step=2", "cycle.validate_every=1", "sampling.workers=1")
+from .parts import FEW, Evolved, cut_off_in_round_two
+
+pytestmark = pytest.mark.xdist_group("evolved")
 
 
 def few(*more: str) -> Settings:
     return load("tiny", overrides=[*FEW, *more])
 
 
-@pytest.fixture(scope="module")
-def first(dataset: Path, project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def first(evolved: Evolved) -> Path:
     """The folder of a cold start's cycle."""
-    out = tmp_path_factory.mktemp("first")
-    evolve.run(few(), dataset=dataset, parent=project / "assets" / "base-policy", out=out)
-    return out
+    return evolved.whole
 
 
 def bundles(path: Path) -> list[Bundle]:
