@@ -30,10 +30,10 @@ export MALLOC_TRIM_THRESHOLD_ := 1073741824
 # Idle threads sleep instead of spinning: on a busy machine two spinning teams of threads starve each other.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup evolve test check ui serve deploy stop clean
+.PHONY: help setup evolve test test-slow check ui serve deploy stop clean
 
 help:  ## list the commands
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 setup: $(STAMP) $(DB)  ## virtual environment, pinned install, MLflow database
 
@@ -51,8 +51,11 @@ $(DB): | $(STAMP)
 evolve: setup  ## one evolution cycle, end to end (SEED=n, PROFILE=embedded|tiny)
 	@$(BIN)/python -m genevolve evolve --profile $(PROFILE) $(if $(SEED),--seed $(SEED))
 
-test: setup  ## all tests
+test: setup  ## the tests, but for the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+test-slow: setup  ## the tests that only a long path proves: two machines, several processes at once
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
 
 check: setup  ## style, types, layers
 	$(BIN)/ruff check src flows tests benchmarks

@@ -40,6 +40,8 @@ from genevolve.operations.daemons import MLFLOW, SERVER, STATE, Daemon, ServeErr
 TOML = Path("prefect.toml")
 MARK = "# Written by `make serve`, removed by `make stop`: the server that `prefect` talks to in this folder.\n"
 WORKER = "worker"
+QUERY = "PREFECT_WORKER_QUERY_SECONDS"
+"""How often a worker asks for runs: Prefect's own ten seconds are a wait at every run by hand."""
 SECONDS = 600.0
 """Most that a start may take on a busy machine."""
 
@@ -128,7 +130,8 @@ def _worker(state: State, api: str, pool: str) -> tuple[State, str]:
         return state, "runs already"
     name = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name, "--type", "process"]
-    daemon = _spawn(kind, [*command, "--install-policy", "never"], api, {API: api, "GENEVOLVE_HOME": str(Path.cwd())})
+    more = {API: api, "GENEVOLVE_HOME": str(Path.cwd()), QUERY: os.environ.get(QUERY) or "2"}
+    daemon = _spawn(kind, [*command, "--install-policy", "never"], api, more)
     state = state.plus(daemon)
     wait_until(daemon, lambda: _is_online(api, pool, name), SECONDS)
     return state, "started"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def in_project(monkeypatch: pytest.MonkeyPatch) -> Path:
     return PROJECT
 
 
-# One small dataset for all tests that need one: built once a session and process, by the real stage, from the real world.
+# One small dataset for all tests that need one: built once a session, by the real stage, from the real world.
 SIZES = {"recipes": 120, "sft": 12, "sft_heldout": 4, "evolve": 4, "validation": 2, "bench": 6}
 
 
@@ -102,10 +103,17 @@ def resized() -> Callable[..., Settings]:
 
 @pytest.fixture(scope="session")
 def dataset(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read by all processes of pytest-xdist, built by the first that needs it."""
     from genevolve.stages import build
 
-    out = tmp_path_factory.mktemp("dataset") / "dataset"
-    out.mkdir()
-    (out / "left_over.txt").write_text("of a run that was killed")
-    build.run(settings, out=out)
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    out, whole = folder / "shared-dataset" / "dataset", folder / "shared-dataset" / "whole"
+    out.mkdir(parents=True, exist_ok=True)
+    with (folder / "shared-dataset" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not whole.exists():
+            (out / "left_over.txt").write_text("of a run that was killed")
+            build.run(settings, out=out)
+            whole.touch()
     return out

@@ -12,6 +12,7 @@ import pytest
 from genevolve import cli
 from genevolve.cli import sentence
 from genevolve.errors import GenEvolveError
+from tests.flows.toys import empty_database
 
 
 def genevolve(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -69,6 +70,7 @@ def test_a_mistake_is_one_sentence_and_a_code_that_is_not_0(
 ) -> None:
     for name in ("params.yaml", "cycles.yaml", "ablation.yaml"):
         (tmp_path / name).write_text((project / name).read_text())
+    empty_database(tmp_path / "mlruns")
     done = genevolve(*arguments, cwd=tmp_path)
     assert done.returncode != 0
     assert says in done.stderr + done.stdout
@@ -102,6 +104,7 @@ def test_debug_shows_the_trace(tmp_path: Path) -> None:
 
 def test_an_unknown_policy_is_one_sentence(tmp_path: Path, project: Path) -> None:
     (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
+    empty_database(tmp_path / "mlruns")
     done = genevolve("generate", "a giraffe", "--policy", "ghost", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("genevolve: no policy 'ghost' is registered")
@@ -184,7 +187,6 @@ def test_sentences() -> None:
     assert sentence(KeyError("a")).startswith("unexpected KeyError")
 
 
-@pytest.mark.slow
 def test_promote_and_rollback_want_a_reason_and_log_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.testing import CliRunner
 
@@ -192,6 +194,7 @@ def test_promote_and_rollback_want_a_reason_and_log_it(tmp_path: Path, monkeypat
     from genevolve.tracking import MlflowTracker
 
     monkeypatch.chdir(tmp_path)
+    empty_database(tmp_path / "mlruns")
     track = MlflowTracker()
     for cycle in ("c001", "c002"):
         (tmp_path / cycle).mkdir()

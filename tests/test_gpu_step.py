@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu_step import config_of, needed_gb
+from benchmarks.gpu_step import config_of, measure, needed_gb
 
 
 def command(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -18,20 +19,30 @@ def command(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(call, cwd=project, capture_output=True, text=True, timeout=300, check=False)
 
 
+TINY = {"model_config": "tiny", "device": "cpu", "tokens": 128, "repeats": 1, "rank": 4}
+
+
+def check(ours: dict[str, float], theirs: dict[str, float]) -> None:
+    for arm in (ours, theirs):
+        assert arm["tokens_per_s"] == pytest.approx(256 / arm["step_s"], rel=0.05)
+        assert arm["peak_gb"] > 0.1
+    # ours distils a tenth of the tokens besides
+    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=0.2)
+
+
+def test_a_tiny_step_of_ours_and_of_trl() -> None:
+    chosen = argparse.Namespace(rows=2, **TINY)
+    check(measure("lora", chosen), measure("trl_lora", chosen))
+
+
 @pytest.mark.slow
-def test_a_tiny_step_of_ours_and_of_trl(project: Path) -> None:
-    words = ["--model-config", "tiny", "--device", "cpu", "--tokens", "128", "--repeats", "1", "--rank", "4"]
+def test_the_command_measures_each_arm_in_a_process_of_its_own(project: Path) -> None:
+    words = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     done = command(project, *words, "--arms", "lora,trl_lora")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["device"], found["tokens"], found["rows"], found["left_out"]) == ("cpu", 128, 2, {})
-    ours, theirs = found["arms"]["lora"], found["arms"]["trl_lora"]
-    for arm in (ours, theirs):
-        assert arm["tokens_per_s"] == pytest.approx(256 / arm["step_s"], rel=0.05)
-        assert arm["peak_gb"] > 0.1
-    assert ours["grad_norm"] == pytest.approx(
-        theirs["grad_norm"], rel=0.2
-    )  # ours distils a tenth of the tokens besides
+    check(found["arms"]["lora"], found["arms"]["trl_lora"])
 
 
 def test_no_gpu_is_one_sentence(project: Path) -> None:

@@ -118,7 +118,6 @@ def test_room_is_the_largest_of_the_last_nights(place: Workspace) -> None:
         room(place, Retention(free_gb=0), copies=10**9)
 
 
-@pytest.mark.slow
 def test_dvcs_copies_of_what_goes_go_and_the_rest_can_be_checked_out(
     tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,7 +155,6 @@ def test_registry_promotes_finds_and_rolls_back(track: MlflowTracker, tmp_path: 
         track.policy_folder("99")
 
 
-@pytest.mark.slow
 def test_first_touches_at_once_leave_a_sound_database(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from genevolve.tracking import init_db; init_db(Path({str(tmp_path / 'm')!r}))"
     started = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) for _ in range(2)]

@@ -18,7 +18,11 @@ from genevolve.settings import Settings
 
 from .parts import result
 
-SMALL = {"cycle": {"steps": 1, "requests_per_step": 2, "validation_k": 1, "patience": 0}, "sampling": {"k": 2}}
+SMALL = {
+    "cycle": {"steps": 1, "requests_per_step": 2, "validation_k": 1, "patience": 0},
+    "sampling": {"k": 2},
+    "bench": {"requests": 3},
+}
 
 
 @pytest.fixture
@@ -34,7 +38,6 @@ def same_again(result: Result) -> dict[str, Any]:
     return result.model_dump(exclude={"commit", "finished"})
 
 
-@pytest.mark.slow
 def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
     in_project: Path, dataset: Path, tmp_path: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,7 +53,7 @@ def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
     assert (out / "report" / "ablation.html").exists()
     found = {arm: read_result(out / f"{arm}-s1.json") for arm in ("sft+grpo", "full")}
     for arm, r in found.items():
-        assert len(r.scores) == 6, arm
+        assert len(r.scores) == 3, arm
         assert set(r.scores_second or {}) == set(r.scores)
         assert (r.rollouts, [row["rollouts"] for row in r.curve]) == (4, [0.0, 4.0])
         assert {"validation_reward", "validation_valid"} <= set(r.curve[0])
@@ -109,7 +112,6 @@ def test_the_bars_work_counts_rollouts_validation_and_bench(in_project: Path) ->
     assert Unit(1, full).work(sizes) == 1000
 
 
-@pytest.mark.slow
 def test_a_failed_cold_start_leaves_its_arms_out_and_the_command_says_so(
     in_project: Path, dataset: Path, tmp_path: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 
-from genevolve.tracking import SWITCH_VARIABLE
 from tests.flows import toys
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -62,30 +59,3 @@ def test_a_cycle_that_does_not_gain_leaves_the_champion(folder: Path, monkeypatc
     done = evolution_cycle("tiny")
     assert (done["diff"], done["promoted"]) == (0, False)
     assert MlflowTracker().champion("tiny") is None
-
-
-def test_the_same_flow_runs_under_prefect(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.testing.utilities import prefect_test_harness
-
-    from flows.evolution_cycle import evolution_cycle
-
-    monkeypatch.setenv(SWITCH_VARIABLE, "off")
-    with prefect_test_harness(server_startup_timeout=180):
-        done = evolution_cycle.prefect("tiny")
-        assert done["diff"] == pytest.approx(0.1)
-        states = _states()
-    assert states["evolution-cycle"] == ["COMPLETED"]
-    assert states["evaluate-policy"] == ["COMPLETED", "COMPLETED"]
-    assert states["build-dataset"] == ["COMPLETED"]
-
-
-def _states() -> dict[str, list[str]]:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        runs, flows = client.read_flow_runs(), client.read_flows()
-        names = {f.id: f.name for f in flows}
-    out: dict[str, list[str]] = {}
-    for run in runs:
-        out.setdefault(names[run.flow_id], []).append(str(run.state_type.value if run.state_type else None))
-    return out

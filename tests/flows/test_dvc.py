@@ -20,8 +20,6 @@ from genevolve.profiles import load
 from genevolve.tracking import NullTracker
 from genevolve.workspace import Workspace
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def folder(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -6,18 +6,23 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
 
+from flows import dvc, handover
 from genevolve.errors import SettingsError
+from genevolve.ledger import Ledger
 from genevolve.operations.addresses import call
+from genevolve.profiles import load
+from genevolve.tracking import SWITCH_VARIABLE
 from genevolve.workspace import Workspace
 from tests.flows.machine import Machine, free_ports
-
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]
 
 
 def with_dvc(machine: Machine, project: Path, remote: Path) -> Machine:
@@ -54,7 +59,8 @@ def two(tmp_path: Path, project: Path) -> Iterator[tuple[Machine, Machine]]:
     assert small.left() + gpu.left() == []
 
 
-def test_the_evolve_stage_runs_on_the_gpu_machine_and_its_result_comes_back(two: tuple[Machine, Machine]) -> None:
+@pytest.mark.slow
+def test_a_night_has_its_evolve_stage_run_by_the_worker_of_the_gpu_machine(two: tuple[Machine, Machine]) -> None:
     small, gpu = two
     night = (
         "prefect",
@@ -92,41 +98,87 @@ def test_the_evolve_stage_runs_on_the_gpu_machine_and_its_result_comes_back(two:
     assert (gpu.folder / "build/c001/.trained.done.json").stat().st_mtime_ns == trained
 
 
-def test_what_a_nights_training_reads(tmp_path: Path) -> None:
-    from flows.handover import inputs_of
-    from genevolve.ledger import Ledger
-    from genevolve.profiles import load
+@pytest.fixture
+def checkouts(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Two checkouts with one DVC remote, the working directory in the first, where a cold start is done."""
+    remote = tmp_path / "remote"
+    small, gpu = (with_dvc(Machine(tmp_path / name, project), project, remote).folder for name in ("small", "gpu"))
+    monkeypatch.syspath_prepend(project / "tests" / "flows" / "toy_site")  # of the processes that DVC starts
+    monkeypatch.setenv(SWITCH_VARIABLE, "off")
+    monkeypatch.chdir(small)
+    Ledger().open_cycle(load())[0].write(Workspace.with_dvc().ledger)
+    for stage in ("build", dvc.IMPORT, "cold_start@c000"):
+        dvc.repro(stage)
+    return small, gpu
 
+
+def test_a_stage_is_handed_over_and_its_result_comes_back(
+    checkouts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ends of it in this process, without the server and the worker that lead from one to the other."""
+    small, gpu = checkouts
+    left: list[str] = []
+
+    def run_deployment(name: str, parameters: dict[str, Any]) -> Any:
+        assert name == "gpu-stage/gpu-stage"
+        with monkeypatch.context() as there:
+            there.chdir(gpu)
+            there.setattr(handover, "create_markdown_artifact", left.append)
+            handover.gpu_stage.function(**json.loads(json.dumps(parameters)))
+        done = SimpleNamespace(is_completed=lambda: True)
+        return SimpleNamespace(id=uuid4(), name="toy", state=done, total_run_time=timedelta(seconds=2))
+
+    monkeypatch.setattr(handover, "run_deployment", run_deployment)
+    monkeypatch.setattr(handover, "FlowRunContext", SimpleNamespace(get=lambda: "a run"))
+    monkeypatch.setattr(handover, "_result_of", lambda _: handover.Result.model_validate_json(left[-1]))
+
+    def hand() -> dict[str, Any]:
+        return handover.run_stage_on_gpu("evolve", "c001", workspace=Workspace.with_dvc(), use_dvc=True)
+
+    done = hand()
+    assert done["seconds"] == 2
+    assert done["metrics"]["steps"] > 0
+    weights = [folder / "build/c001/trained/policy/w" for folder in (small, gpu)]
+    assert weights[0].read_bytes() == weights[1].read_bytes() == b"base-policy 1 evolved"
+    note = gpu / "build/c001/.trained.done.json"
+    trained = note.stat().st_mtime_ns
+    assert not (small / "build/c001/.trained.done.json").exists()  # it was not trained here
+
+    # The small machine was stopped before it took the result: the next start gets it, and nothing is trained again.
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    del lock["stages"]["evolve@c001"]
+    Path("dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    shutil.rmtree("build/c001/trained")
+    assert hand() == done
+    assert weights[0].read_bytes() == b"base-policy 1 evolved"
+    assert note.stat().st_mtime_ns == trained
+
+
+def test_what_a_nights_training_reads(tmp_path: Path) -> None:
     place = Workspace.private(tmp_path)
     ledger, first = Ledger().open_cycle(load())
     ledger, second = ledger.open_night(load(), "c000", first)  # the first was not promoted
     ledger.write(place.ledger)
-    assert inputs_of(first, place) == ["data.dvc", "cold_start@c000"]
-    assert inputs_of(second, place) == ["data.dvc", "cold_start@c000", "evolve@c001"]
+    assert handover.inputs_of(first, place) == ["data.dvc", "cold_start@c000"]
+    assert handover.inputs_of(second, place) == ["data.dvc", "cold_start@c000", "evolve@c001"]
     ledger, root = ledger.new_campaign(second)
     ledger, third = ledger.open_night(load(), root, root)
     ledger.write(place.ledger)
-    assert inputs_of(third, place) == ["data.dvc", "root@c003"]
+    assert handover.inputs_of(third, place) == ["data.dvc", "root@c003"]
 
 
 def hand_over(**changes: Any) -> dict[str, Any]:
-    from flows.handover import outgoing
-
-    return outgoing().model_copy(update=changes).model_dump()
+    return handover.outgoing().model_copy(update=changes).model_dump()
 
 
 def test_other_code_on_the_gpu_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.handover import gpu_stage
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "cycles.yaml").write_text("cold_starts: {}\n")
     with pytest.raises(SettingsError, match="is not that of small:/there: check out the same commit in both"):
-        gpu_stage.function("evolve", "c001", hand_over(home="small:/there", code="0" * 64))
+        handover.gpu_stage.function("evolve", "c001", hand_over(home="small:/there", code="0" * 64))
 
 
 def test_without_prefect_or_dvc_it_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.handover import run_stage_on_gpu
-
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SettingsError, match="only by a run under Prefect"):
-        run_stage_on_gpu("evolve", "c001", workspace=Workspace.with_dvc(), use_dvc=True)
+        handover.run_stage_on_gpu("evolve", "c001", workspace=Workspace.with_dvc(), use_dvc=True)

@@ -18,7 +18,6 @@ from genevolve.tracking import MlflowTracker, TrackingError
 from genevolve.workspace import Workspace
 from tests.flows import toys
 
-pytestmark = pytest.mark.slow
 PLACE = Workspace.private("build/tiny")
 
 

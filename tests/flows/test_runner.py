@@ -101,12 +101,12 @@ def test_a_stage_that_fails_leaves_the_last_result_alone(workspace: Workspace, m
 
 
 def slow_evolve(settings: Any, *, dataset: Path, parent: Path, out: Path) -> dict[str, Any]:
-    """Write a record a tenth of a second, and go on from those that are there."""
+    """Write a record every few hundredths of a second, and go on from those that are there."""
     done = len(list(out.glob("record*")))
     for i in range(done, 20):
         (out / f"record{i:02d}").write_text(str(i))
         (out.parent / "log").open("a").write(f"{i}\n")
-        time.sleep(0.1)
+        time.sleep(0.03)
     (out / "policy").mkdir()
     (out / "policy" / "w").write_text("evolved")
     return {"records": 20}

@@ -7,53 +7,19 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 import pytest
 
 from genevolve.errors import SettingsError, TryLaterError
 from genevolve.operations import journal
-from genevolve.operations.addresses import call, listens
-from tests.flows.machine import Machine, free_ports
+from genevolve.operations.addresses import call
+from genevolve.tracking import SWITCH_VARIABLE
+from tests.flows import toys
+from tests.flows.machine import Machine
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("served")]  # one machine for all of them
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Iterator[Machine]:
-    prefect, mlflow = free_ports(2)
-    ports = {"GENEVOLVE_PREFECT_PORT": str(prefect), "GENEVOLVE_MLFLOW_PORT": str(mlflow)}
-    machine = Machine(tmp_path_factory.mktemp("machine") / "toy", project, **ports)
-    try:
-        machine.ok("genevolve", "serve")
-        yield machine
-    finally:
-        stopped = machine.ok("genevolve", "stop")
-    assert len(stopped.splitlines()) == 3, stopped
-    assert machine.left() == []
-    assert not (machine.folder / "prefect.toml").exists()
-    assert not any(listens(f"http://127.0.0.1:{port}") for port in (prefect, mlflow))
-    assert machine.ok("genevolve", "stop").startswith("nothing was running")
-
-
-def api(machine: Machine) -> str:
-    return f"http://127.0.0.1:{machine.environment['GENEVOLVE_PREFECT_PORT']}/api"
-
-
-@pytest.fixture(scope="module")
-def deployed(machine: Machine) -> Machine:
-    said = machine.ok("genevolve", "deploy")
-    names = (
-        "evolution-cycle/nightly",
-        "evaluate-policy/bench-only",
-        "build-dataset/build-dataset",
-        "ablation/ablation",
-    )
-    for name in (*names, "gpu-stage/gpu-stage"):
-        assert name in said
-    assert "0 2 * * * UTC" in said
-    return machine
+pytestmark = pytest.mark.xdist_group("served")  # one machine for all of them
 
 
 def test_a_second_serve_finds_everything(machine: Machine) -> None:
@@ -96,6 +62,7 @@ def test_a_night_by_hand(deployed: Machine) -> None:
         {
             "flows": {"name": {"any_": ["evolution-cycle"]}},
             "limit": 1,
+            "sort": "END_TIME_DESC",
             "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}},
         },
     )
@@ -111,6 +78,10 @@ def test_a_night_by_hand(deployed: Machine) -> None:
     assert "c001 promoted" in status
     assert "(evolution-cycle/nightly)" in status
     assert status.endswith("needs you    nothing\n"), status
+
+
+def api(machine: Machine) -> str:
+    return f"http://127.0.0.1:{machine.environment['GENEVOLVE_PREFECT_PORT']}/api"
 
 
 def run_night(machine: Machine) -> subprocess.CompletedProcess[str]:
@@ -131,6 +102,35 @@ def test_a_wrong_parameter_makes_no_run(deployed: Machine) -> None:
     done = deployed.run("prefect", "deployment", "run", "evolution-cycle/nightly", "-p", "profile=nope")
     assert done.returncode != 0
     assert "'nope' is not one of ['embedded', 'tiny', 'paper'" in " ".join((done.stdout + done.stderr).split())
+
+
+def test_the_same_flow_runs_under_prefect(
+    machine: Machine, tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Called in this process, with its subflows, and not by a deployment."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.evolution_cycle import evolution_cycle
+
+    toys.lay_out(tmp_path, project)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(SWITCH_VARIABLE, "off")
+    for name, module in toys.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    before = {r["id"] for r in call(f"{api(machine)}/flow_runs/filter", {})}
+    with temporary_settings({PREFECT_API_URL: api(machine)}):
+        done = evolution_cycle.prefect("tiny")
+    assert done["diff"] == pytest.approx(0.1)
+    flows = {f["id"]: f["name"] for f in call(f"{api(machine)}/flows/filter", {})}
+    runs = [
+        r for r in call(f"{api(machine)}/flow_runs/filter", {}) if r["id"] not in before and not r["auto_scheduled"]
+    ]
+    assert sorted((flows[r["flow_id"]], r["state"]["type"]) for r in runs) == [
+        ("build-dataset", "COMPLETED"),
+        ("evaluate-policy", "COMPLETED"),
+        ("evaluate-policy", "COMPLETED"),
+        ("evolution-cycle", "COMPLETED"),
+    ]
 
 
 def test_a_retry_happens_where_it_can_help_and_only_there(machine: Machine) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+import tempfile
 import types
 from collections.abc import Callable
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from genevolve.bench.stats import paired_bootstrap
 from genevolve.records import Request, write_jsonl
+from genevolve.tracking import EXPERIMENT, init_db
 
 Body = Callable[..., dict[str, Any]]
 
@@ -73,8 +78,25 @@ def modules(**bodies: Body) -> dict[str, types.ModuleType]:
     return out
 
 
+@cache
+def _database() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        init_db(Path(folder))
+        return (Path(folder) / "mlflow.db").read_bytes()
+
+
+def empty_database(folder: Path) -> None:
+    """Put what `init_db` makes into a folder, without the seconds that MLflow's migrations take each time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mlflow.db").write_bytes(_database())
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        where = (str(folder.absolute() / "artifacts"), EXPERIMENT)
+        database.execute("UPDATE experiments SET artifact_location = ? WHERE name = ?", where)
+
+
 def lay_out(folder: Path, project: Path) -> None:
-    """Put the project's own params.yaml and a toy base into a folder."""
+    """Put the project's own params.yaml, a toy base and an empty MLflow database into a folder."""
+    empty_database(folder / "mlruns")
     shutil.copy(project / "params.yaml", folder / "params.yaml")
     (folder / "assets" / "base-policy").mkdir(parents=True)
     (folder / "assets" / "base-policy" / "w").write_text("base")

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import random
-from functools import cache
 
 import pytest
 from PIL import Image
@@ -12,50 +11,33 @@ from genevolve.dataset.wording import gold_prompt
 from genevolve.judge import ocr
 from genevolve.judge.base import JudgeJob
 from genevolve.judge.pixels import PixelJudge
-from genevolve.records import Request, Score
+from genevolve.records import Score
 from genevolve.render.base import RenderJob
 from genevolve.render.compositor import Compositor
 from genevolve.scene import Scene, Subject
-from genevolve.tools import sources
 
-GIRAFFE, ZEBRA, BHUTAN, CHILE = "1F992", "1F993", "1F1E7-1F1F9", "1F1E8-1F1F1"
-EGYPT, YEMEN, PAKISTAN, POSTAL_HORN = "1F1EA-1F1EC", "1F1FE-1F1EA", "1F1F5-1F1F0", "1F4EF"
-DIMENSIONS = ("faithfulness", "visual_correctness", "text_accuracy", "aesthetics")
-ONE = Scene(
-    subjects=(Subject(entity="object:giraffe", count=3, position="left", colour="red"),),
-    text="OPEN DAY", text_place="top", light="warm sunset",
-)  # fmt: skip
-TWO = Scene(
-    subjects=(
-        Subject(entity="flag:bhutan", count=1, position="upper"),
-        Subject(entity="object:giraffe", count=2, position="lower"),
-    ),
-    material="wooden",
-    pattern="dots",
+from .parts import (
+    BHUTAN,
+    CHILE,
+    DIMENSIONS,
+    EGYPT,
+    GIRAFFE,
+    ONE,
+    PAKISTAN,
+    POSTAL_HORN,
+    TWO,
+    YEMEN,
+    ZEBRA,
+    art,
+    request,
+    with_subject,
 )
-
-
-@cache
-def art(stem: str) -> bytes:
-    return next(a for a in sources.art() if a.stem == stem).path.read_bytes()
 
 
 def draw(prompt: str, *stems: str, seed: int = 1) -> bytes:
     png = Compositor().render([RenderJob("judge-test", prompt, tuple(art(s) for s in stems), seed)])[0]
     assert png is not None
     return png
-
-
-def request(scene: Scene | None) -> Request:
-    return Request(
-        id="judge-test",
-        question="q",
-        eval_type="quality_anchored",
-        category="c",
-        difficulty="easy",
-        split="sft",
-        scene=scene,
-    )
 
 
 def score(scene: Scene, image: bytes, *stems: str) -> Score:
@@ -70,12 +52,6 @@ def lowered(scene: Scene, image: bytes, *stems: str) -> list[str]:
     full = score(scene, draw(gold_prompt(scene), *stems), *stems)
     assert full.overall == (1.0 if scene.text else 0.8), full
     return [d for d in DIMENSIONS if getattr(found, d) < getattr(full, d)]
-
-
-def with_subject(scene: Scene, index: int, **changes: object) -> Scene:
-    subjects = list(scene.subjects)
-    subjects[index] = subjects[index].model_copy(update=changes)
-    return scene.model_copy(update={"subjects": tuple(subjects)})
 
 
 def test_gold_with_other_guesses_is_whole() -> None:

@@ -4,51 +4,33 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import io
 import random
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from genevolve.bench.rescore import rescore
 from genevolve.dataset.wording import gold_prompt
 from genevolve.judge.base import JudgeJob
 from genevolve.judge.second import SecondJudge, copies, glyphs, likeness
-from genevolve.records import Message, Program, Reference, Request, Score, Trajectory, write_jsonl
+from genevolve.records import Score, write_jsonl
 from genevolve.render.base import RenderJob
 from genevolve.render.compositor import Compositor, plan
-from genevolve.scene import Scene, Subject
-from genevolve.tools import sources
+from genevolve.scene import Scene
+from tests.bench.parts import make_trajectory
+from tests.tools.web import picture
+
+from .parts import BHUTAN, CHILE, DIMENSIONS, GIRAFFE, ONE, TWO, ZEBRA, art, request, with_subject
 
 STEMS = {
-    "object:giraffe": ("1F992", "1F993"),
-    "flag:bhutan": ("1F1E7-1F1F9", "1F1E8-1F1F1"),
-    "object:zebra": ("1F993", "1F992"),
-    "flag:chile": ("1F1E8-1F1F1", "1F1E7-1F1F9"),
+    "object:giraffe": (GIRAFFE, ZEBRA),
+    "flag:bhutan": (BHUTAN, CHILE),
+    "object:zebra": (ZEBRA, GIRAFFE),
+    "flag:chile": (CHILE, BHUTAN),
 }
 """Entity -> its picture, then its look-alikes'."""
-DIMENSIONS = ("faithfulness", "visual_correctness", "text_accuracy", "aesthetics")
-ONE = Scene(
-    subjects=(Subject(entity="object:giraffe", count=3, position="left", colour="red"),),
-    text="OPEN DAY", text_place="top", light="warm sunset",
-)  # fmt: skip
-TWO = Scene(
-    subjects=(
-        Subject(entity="flag:bhutan", count=1, position="upper"),
-        Subject(entity="object:giraffe", count=2, position="lower"),
-    ),
-    material="wooden",
-    pattern="dots",
-)
-
-
-@cache
-def art(stem: str) -> bytes:
-    return next(a for a in sources.art() if a.stem == stem).path.read_bytes()
 
 
 def references(entity: str) -> Sequence[str]:
@@ -63,11 +45,6 @@ def draw(scene: Scene, *entities: str, seed: int = 1, prompt: str | None = None)
     return png
 
 
-def request(scene: Scene | None, **given: str) -> Request:
-    fields = {"id": "second", "question": "q", "eval_type": "quality_anchored", "category": "c", "difficulty": "easy"}
-    return Request.model_validate({**fields, "split": "sft", "scene": scene, **given})
-
-
 def score(scene: Scene, image: bytes) -> Score:
     judge = SecondJudge(references)
     found = judge.score([JudgeJob(request(scene), image, b"")])[0]
@@ -80,12 +57,6 @@ def lowered(scene: Scene, image: bytes) -> list[str]:
     return [d for d in DIMENSIONS if getattr(found, d) < getattr(full, d)]
 
 
-def changed(scene: Scene, index: int, **changes: object) -> Scene:
-    subjects = list(scene.subjects)
-    subjects[index] = subjects[index].model_copy(update=changes)
-    return scene.model_copy(update={"subjects": tuple(subjects)})
-
-
 def test_gold_with_other_guesses_is_whole() -> None:
     assert score(ONE, draw(ONE, seed=5)).overall == 1.0
     two = score(TWO, draw(TWO, seed=5))
@@ -94,10 +65,9 @@ def test_gold_with_other_guesses_is_whole() -> None:
 
 @pytest.mark.parametrize("grey", [0, 128, 255])
 def test_a_blank_picture_gets_nothing(grey: int) -> None:
-    stream = io.BytesIO()
-    Image.new("RGB", (320, 320), (grey, grey, grey)).save(stream, "PNG")
-    assert score(ONE, stream.getvalue()).overall == 0.0
-    assert score(TWO, stream.getvalue()).overall <= 0.25 * 0.8
+    blank = picture(size=(320, 320), colour=(grey,) * 3)
+    assert score(ONE, blank).overall == 0.0
+    assert score(TWO, blank).overall <= 0.25 * 0.8
 
 
 def test_a_look_alike_lowers_visual_correctness_alone() -> None:
@@ -120,9 +90,9 @@ def test_one_wrong_letter_lowers_text_accuracy_alone(text: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        changed(ONE, 0, count=2),
-        changed(ONE, 0, position="right"),
-        changed(ONE, 0, colour="blue"),
+        with_subject(ONE, 0, count=2),
+        with_subject(ONE, 0, position="right"),
+        with_subject(ONE, 0, colour="blue"),
         ONE.model_copy(update={"light": "pink dawn"}),
     ],
 )
@@ -133,8 +103,8 @@ def test_a_wrong_requirement_lowers_faithfulness_alone(wrong: Scene) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        changed(changed(TWO, 0, position="lower"), 1, position="upper"),
-        changed(TWO, 1, count=3),
+        with_subject(with_subject(TWO, 0, position="lower"), 1, position="upper"),
+        with_subject(TWO, 1, count=3),
         TWO.model_copy(update={"material": "marble"}),
         TWO.model_copy(update={"pattern": "stripes"}),
     ],
@@ -153,13 +123,13 @@ def test_what_cannot_be_judged_is_missing_with_a_reason_and_spoils_no_other_job(
         dataclasses.replace(good, image=noise),
         dataclasses.replace(good, image=gold[: len(gold) // 2]),
         dataclasses.replace(good, request=request(None)),
-        dataclasses.replace(good, request=request(changed(ONE, 0, entity="object:unknown"))),
+        dataclasses.replace(good, request=request(with_subject(ONE, 0, entity="object:unknown"))),
         dataclasses.replace(good, request=digits),
         good,
     ]
     judge = SecondJudge(references)
     assert [s is None for s in judge.score(jobs)] == [True] * 6 + [False]
-    assert all("second" in r for r in judge.reasons[:6])
+    assert all("judge-test" in r for r in judge.reasons[:6])
     assert not judge.reasons[6]
 
 
@@ -186,19 +156,6 @@ def test_agreement_of_letters() -> None:
     assert glyphs.agreement("", "OPEN DAY") == 0.0
 
 
-def played(asked: Request, image: str | None) -> Trajectory:
-    program = Program(gen_prompt="g", reference_images=(Reference(img_id="IMG_001"),), files=("images/1F992.svg",))
-    return Trajectory(
-        id=f"t-{asked.id}",
-        request_id=asked.id,
-        rollout=0,
-        question=asked.question,
-        messages=(Message(role="user", content=asked.question),),
-        program=program if image else None,
-        image=image,
-    )
-
-
 def test_a_bench_folder_is_scored_again_from_its_pictures(tmp_path: Path) -> None:
     bench, data = tmp_path / "bench", tmp_path / "data"
     asked = [request(ONE, id=i, split="bench", gt_image="gt.png") for i in ("a", "b", "c", "d")]
@@ -209,7 +166,8 @@ def test_a_bench_folder_is_scored_again_from_its_pictures(tmp_path: Path) -> Non
     for name, png in pictures.items():
         (bench / "images" / f"{name}.png").write_bytes(png)
     # The third picture is lost, the fourth request got no program.
-    answers = [played(r, f"images/{r.id}.png" if r.id != "d" else None) for r in asked]
+    answers = [make_trajectory(r, None, image=f"images/{r.id}.png") for r in asked[:3]]
+    answers.append(make_trajectory(asked[3], None, program=None, image=None))
     write_jsonl(bench / "blocks" / "00000.jsonl", answers)
     found = rescore(bench, data, SecondJudge(references))
     assert found == {"a": 1.0, "b": 0.6, "c": None, "d": 0.0}

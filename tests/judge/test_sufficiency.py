@@ -2,8 +2,10 @@
 
 from genevolve.judge.base import ProgramJob
 from genevolve.judge.sufficiency import SufficiencyJudge, quarter
-from genevolve.records import Program, Reference, Request
+from genevolve.records import Program, Reference
 from genevolve.scene import Scene, Subject
+
+from .parts import request
 
 FILES = {"a.svg": "object:giraffe", "b.svg": "flag:bhutan"}
 JUDGE = SufficiencyJudge(FILES)
@@ -17,12 +19,6 @@ GOLD = (
     " each on its own solid red plate. The exact text 'OPEN DAY' in large bold letters on a plain banner at the top."
 )
 SKILLS = ("quantity_counting", "spatial_layout", "attribute_binding", "text_rendering", "anatomy_body_coherence")
-
-
-def request(scene: Scene | None) -> Request:
-    return Request(
-        id="r1", question="q", eval_type="quality_anchored", category="c", difficulty="easy", split="sft", scene=scene
-    )
 
 
 def score(prompt: str, *files: str, skills: tuple[str, ...] = SKILLS, scene: Scene = SCENE) -> float | None:

@@ -116,21 +116,13 @@ class ModelServer:
                     waiting = outer.faults.get(self.path) or [None]
                     fault = waiting.pop(0)
                 try:
-                    if fault is not None:
-                        answer = None
-                    elif outer.key and self.headers.get("Authorization") != f"Bearer {outer.key}":
-                        answer = (401, {"error": {"message": "Unauthorized"}})
-                    else:
-                        answer = outer._answer(self.path, value)
-                finally:
-                    with outer._lock:  # before the answer is sent: whoever has it may ask the next question at once
+                    reply = fault or outer._reply(self, value)
+                finally:  # before it answers: whoever has the answer may be here again at once
+                    with outer._lock:
                         outer.at_once -= 1
+                self.close_connection = fault is not None or self.close_connection
                 with suppress(BrokenPipeError, ConnectionResetError):
-                    if answer is not None:
-                        outer._say(self, *answer)
-                    elif fault is not None:
-                        self.close_connection = True
-                        fault(self)
+                    reply(self)
 
             do_POST = do_GET
 
@@ -174,9 +166,12 @@ class ModelServer:
     def count(self, path: str) -> int:
         return sum(p == path for p, _ in self.asked)
 
-    def _say(self, handler: BaseHTTPRequestHandler, status: int, value: Any) -> None:
-        body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
-        send(body, status, Content_Type="application/json")(handler)
+    def _reply(self, handler: BaseHTTPRequestHandler, body: Any) -> Reply:
+        status, value = 401, {"error": {"message": "Unauthorized"}}
+        if not self.key or handler.headers.get("Authorization") == f"Bearer {self.key}":
+            status, value = self._answer(handler.path, body)
+        text = value if isinstance(value, str) else json.dumps(value)
+        return send(text.encode(), status, Content_Type="application/json")
 
     def _answer(self, path: str, body: Any) -> tuple[int, Any]:
         if path == "/v1/models":

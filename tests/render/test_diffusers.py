@@ -15,7 +15,6 @@ from genevolve.render.base import Options, RenderError, RenderJob, noise_seed
 from genevolve.render.diffusers import EDIT, TEXT, Diffusers
 from tests.render.tiny import build, opened, picture, tiny_diffusers
 
-pytestmark = pytest.mark.slow
 RED, BLUE = picture("red"), picture("blue", (48, 64), "JPEG")
 
 

@@ -268,7 +268,6 @@ def test_a_generator_that_does_not_load_is_one_sentence_and_no_process(
     assert {p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())} <= before
 
 
-@pytest.mark.slow
 def test_a_worker_with_the_papers_pipelines_draws_what_this_process_draws(tmp_path: Path) -> None:
     edit, text = build(tmp_path / "models")
     jobs = [

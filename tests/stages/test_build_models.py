@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
@@ -60,8 +62,11 @@ def script(dataset: Path) -> Script:
 
 
 @pytest.fixture
-def served(script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+def served(script: Script, dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     server = Server({PATH: [script]})
+    # The world is a function of nothing: in this process it is copied, in processes of a test's own it is built.
+    copied = partial(shutil.copytree, dataset / "world", dirs_exist_ok=True)
+    monkeypatch.setattr("genevolve.tools.world.build_world", copied)
     for name in ("TEACHER", "JUDGE"):
         monkeypatch.setenv(f"GENEVOLVE_{name}_URL", f"{server.url}/v1")
         monkeypatch.setenv(f"GENEVOLVE_{name}_RATE", "0")

@@ -137,7 +137,6 @@ def test_a_corrupt_record_is_one_sentence(tmp_path: Path) -> None:
     assert records_of(tmp_path, 0.5) == ([group("r1", VARIED)], [])
 
 
-@pytest.mark.slow
 def test_fresh_requests_are_about_entities_of_evolve_alone_and_repeat_nothing(
     settings: Settings, dataset: Path
 ) -> None:

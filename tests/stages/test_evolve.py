@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,45 +17,15 @@ from genevolve.stages.crew import Crew, bench_sampling
 from genevolve.stages.sample import step_requests
 from genevolve.workspace import folder_digest
 
-
-@pytest.fixture(scope="module")
-def few(settings: Settings) -> Settings:
-    overrides = [
-        "sampling.k=3",
-        "cycle.steps=2",
-        "cycle.requests_per_step=2",
-        "cycle.validate_every=1",
-        "sampling.workers=1",
-    ]
-    return load("tiny", overrides=overrides)
+from .parts import Evolved
 
 
-@pytest.fixture(scope="module")
-def base(project: Path) -> Path:
-    return project / "assets" / "base-policy"
-
-
-@pytest.mark.slow
+@pytest.mark.xdist_group("evolved")
 def test_an_evolution_that_was_cut_off_ends_with_the_same_bytes(
-    few: Settings, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Settings, dataset: Path, base: Path, evolved: Evolved
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    whole.mkdir()
-    broken.mkdir()
-    expected = evolve.run(few, dataset=dataset, parent=base, out=whole)
-    learn: Callable[..., Any] = evolve.Learner.learn
-    calls = []
-
-    def die_in_round_two(self: Any, *args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return learn(self, *args)
-
-    monkeypatch.setattr(evolve.Learner, "learn", die_in_round_two)
-    with pytest.raises(KeyboardInterrupt):
-        evolve.run(few, dataset=dataset, parent=base, out=broken)
-    monkeypatch.undo()
+    whole, broken, expected = evolved.whole, evolved.broken, evolved.metrics
+    assert (broken / "rounds" / "002.new").is_dir()
     assert evolve.run(few, dataset=dataset, parent=base, out=broken) == expected
     assert folder_digest(broken) == folder_digest(whole)
     assert (
@@ -79,7 +47,6 @@ def test_an_evolution_that_was_cut_off_ends_with_the_same_bytes(
     assert all(len(t.logprobs) == len(t.completion_ids) for t in played)
 
 
-@pytest.mark.slow
 def test_the_bench_scores_every_request_and_compares_with_its_baseline(
     few: Settings, dataset: Path, base: Path, tmp_path: Path
 ) -> None:
@@ -106,7 +73,6 @@ def test_the_pool_is_walked_through_before_any_request_comes_again(few: Settings
     assert [r.id for r in step_requests(pool, few, 3)] != rounds[:2] or len(pool) < 4
 
 
-@pytest.mark.slow
 def test_generate_draws_a_picture_or_says_why_not(few: Settings, dataset: Path, base: Path, tmp_path: Path) -> None:
     picture = tmp_path / "out" / "giraffe.png"
     lines: list[str] = []
@@ -127,7 +93,6 @@ def test_a_backend_that_is_not_set_up_is_refused_in_one_sentence_before_any_proc
         Crew(load("paper"), dataset)
 
 
-@pytest.mark.slow
 def test_two_processes_play_what_one_plays(few: Settings, dataset: Path, base: Path) -> None:
     requests = load_requests(dataset, "evolve")
     played = []

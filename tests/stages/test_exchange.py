@@ -66,7 +66,6 @@ def test_the_build_stage_takes_an_imported_dataset(
         build.run(taken, out=tmp_path / "other", imported=tmp_path)
 
 
-@pytest.mark.slow
 def test_the_cold_start_trains_on_imported_conversations(public: Path, tmp_path: Path, project: Path) -> None:
     few = load("tiny", overrides=["cold_start.batch=2", "sampling.workers=1"], path=project / "params.yaml")
     out = tmp_path / "out"
@@ -86,7 +85,6 @@ def test_the_cold_start_trains_on_imported_conversations(public: Path, tmp_path:
         (tmp_path / "aside").rename(public / "sft_heldout_trajectories.jsonl")
 
 
-@pytest.mark.slow
 def test_a_bench_run_goes_out_comes_back_and_is_judged_the_same(
     settings: Settings, dataset: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

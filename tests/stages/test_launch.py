@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import subprocess
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 import torch
 
+from genevolve.cli import main
 from genevolve.errors import SettingsError, StageError
 from genevolve.policy.base import PolicyError, Sampling
 from genevolve.profiles import load
 from genevolve.records import Message, Reward, Trajectory
 from genevolve.settings import Settings
-from genevolve.stages import backends, cold_start, distill, evolve
+from genevolve.stages import backends, cold_start, distill, evolve, launch
 from genevolve.stages.launch import values_of
 from genevolve.training.checkpoint import CheckpointError, adapter_base, policy_hash
 from genevolve.training.models import load_model
@@ -64,7 +69,6 @@ def near(a: Path, b: Path, start: Path, limit: float) -> None:
     assert apart / moved < limit
 
 
-@pytest.mark.slow
 def test_a_cold_start_by_two_processes_is_that_of_one(base: Path, dataset: Path, tmp_path: Path) -> None:
     alone = cold_start.run(profile(), dataset=dataset, base=base, out=tmp_path / "one")
     settings = profile("cold_start.processes=2", f"cold_start.accelerate={FSDP}")
@@ -77,8 +81,35 @@ def test_a_cold_start_by_two_processes_is_that_of_one(base: Path, dataset: Path,
     assert [p.name for p in (tmp_path / "two").iterdir()] == ["policy"]
 
 
-@pytest.mark.slow
-def test_an_evolution_by_two_processes_goes_on_from_round_to_round(base: Path, dataset: Path, tmp_path: Path) -> None:
+class Here:
+    """Stands for the launcher: runs the command line that it would run, once, in this process."""
+
+    def __init__(self, call: list[str], *, stdout: IO[bytes], **_: Any) -> None:
+        with (
+            io.TextIOWrapper(stdout) as said,
+            redirect_stdout(said),
+            redirect_stderr(said),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr("sys.argv", call[call.index("genevolve") :])
+            patch.setattr(launch, "launched", lambda: True)
+            patch.setenv("RANK", "0")
+            try:
+                main()
+            except SystemExit as end:
+                self.code = end.code
+
+    def wait(self) -> Any:
+        return self.code
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(Popen=Here, STDOUT=subprocess.STDOUT))
+
+
+def goes_on(base: Path, dataset: Path, tmp_path: Path) -> None:
+    """An evolution whose steps are launched commands is that of one process."""
     one, two = tmp_path / "one", tmp_path / "two"
     alone = evolve.run(profile(), dataset=dataset, parent=base, out=one)
     settings = profile("distill.processes=2", f"distill.accelerate={FSDP}")
@@ -94,7 +125,16 @@ def test_an_evolution_by_two_processes_goes_on_from_round_to_round(base: Path, d
     load_model(two / "policy")
 
 
+@pytest.mark.usefixtures("here")
+def test_an_evolution_of_launched_steps_goes_on_from_round_to_round(base: Path, dataset: Path, tmp_path: Path) -> None:
+    goes_on(base, dataset, tmp_path)
+
+
 @pytest.mark.slow
+def test_an_evolution_by_two_processes_goes_on_from_round_to_round(base: Path, dataset: Path, tmp_path: Path) -> None:
+    goes_on(base, dataset, tmp_path)
+
+
 def test_an_evolution_that_leaves_adapters_goes_on_over_their_base(base: Path, dataset: Path, tmp_path: Path) -> None:
     rows = {}
     for saved in ("merged", "adapters"):
@@ -153,8 +193,7 @@ def test_the_trainer_sees_what_the_sampler_showed(base: Path, dataset: Path, tmp
         learner.learn([pictured.model_copy(update={"pictures": (other,)})], {}, tmp_path / "policy")
 
 
-@pytest.mark.slow
-def test_what_fails_in_a_launched_process_is_told_in_its_sentence(base: Path, tmp_path: Path) -> None:
+def fails(base: Path, tmp_path: Path) -> None:
     (tmp_path / "trajectories.jsonl").write_text("{}\n")
     (tmp_path / "guides.jsonl").write_text("")
     settings = profile("distill.processes=2", f"distill.accelerate={DDP}")
@@ -162,6 +201,16 @@ def test_what_fails_in_a_launched_process_is_told_in_its_sentence(base: Path, tm
     with pytest.raises(StageError, match=r"^The 2 training processes failed: .*trajectories\.jsonl, line 1"):
         distill.run(settings, **folders, out=tmp_path / "out")
     assert (tmp_path / "out/launch.log").is_file()
+
+
+@pytest.mark.usefixtures("here")
+def test_what_fails_in_a_launched_command_is_told_in_its_sentence(base: Path, tmp_path: Path) -> None:
+    fails(base, tmp_path)
+
+
+@pytest.mark.slow
+def test_what_fails_in_launched_processes_is_told_in_its_sentence(base: Path, tmp_path: Path) -> None:
+    fails(base, tmp_path)
 
 
 def test_settings_travel_to_the_processes_as_they_are() -> None:

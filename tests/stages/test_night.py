@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,20 +18,19 @@ from genevolve.stages.fresh import draw_fresh
 from genevolve.stages.sample import step_seed, training_seed
 from genevolve.workspace import folder_digest
 
-pytestmark = pytest.mark.slow
-FEW = ("sampling.k=3", "cycle.steps=2", "cycle.requests_per_step=2", "cycle.validate_every=1", "sampling.workers=1")
+from .parts import FEW, Evolved, cut_off_in_round_two
+
+pytestmark = pytest.mark.xdist_group("evolved")
 
 
 def few(*more: str) -> Settings:
     return load("tiny", overrides=[*FEW, *more])
 
 
-@pytest.fixture(scope="module")
-def first(dataset: Path, project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def first(evolved: Evolved) -> Path:
     """The folder of a cold start's cycle."""
-    out = tmp_path_factory.mktemp("first")
-    evolve.run(few(), dataset=dataset, parent=project / "assets" / "base-policy", out=out)
-    return out
+    return evolved.whole
 
 
 def bundles(path: Path) -> list[Bundle]:
@@ -40,14 +38,14 @@ def bundles(path: Path) -> list[Bundle]:
 
 
 def test_a_night_goes_on_from_the_night_before_and_ends_with_the_same_bytes(
-    first: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: Path, dataset: Path, tmp_path: Path
 ) -> None:
     assert not (first / "history.jsonl").exists()  # a cold start's cycle leaves what it always left
     settings = few("cycle.night=2")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
-    broken.mkdir()
-    done = evolve.run(settings, dataset=dataset, parent=first / "policy", earlier=first, out=whole)
+    with cut_off_in_round_two(whole, broken):
+        done = evolve.run(settings, dataset=dataset, parent=first / "policy", earlier=first, out=whole)
     history, fresh = records_of(first, settings.judge.alpha)
     assert list(read_jsonl(whole / "history.jsonl", Played)) == history
     assert (len(history), fresh) == (4, [])
@@ -58,19 +56,6 @@ def test_a_night_goes_on_from_the_night_before_and_ends_with_the_same_bytes(
     assert set(kept) <= {b.id for b in bundles(whole)}
     assert all(b.step > max((k.step for k in kept.values()), default=0) for b in new)
 
-    learn = evolve.Learner.learn
-    calls: list[int] = []
-
-    def die_in_round_two(self: Any, *args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return learn(self, *args)
-
-    monkeypatch.setattr(evolve.Learner, "learn", die_in_round_two)
-    with pytest.raises(KeyboardInterrupt):
-        evolve.run(settings, dataset=dataset, parent=first / "policy", earlier=first, out=broken)
-    monkeypatch.undo()
     assert evolve.run(settings, dataset=dataset, parent=first / "policy", earlier=first, out=broken) == done
     assert folder_digest(broken) == folder_digest(whole)
 

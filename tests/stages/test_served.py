@@ -77,7 +77,6 @@ def base(project: Path) -> Path:
     return project / "assets" / "base-policy"
 
 
-@pytest.mark.slow
 def test_the_served_bench_has_the_local_ones_records_and_pictures(
     start: Any, dataset: Path, base: Path, tmp_path: Path
 ) -> None:
@@ -101,7 +100,6 @@ def test_the_served_bench_has_the_local_ones_records_and_pictures(
     assert (about["mode"], about["policy_hash"]) == ("tokens (vllm)", policy_hash(base))
 
 
-@pytest.mark.slow
 @pytest.mark.faults
 def test_a_bench_that_was_cut_off_asks_only_for_what_is_missing(
     start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -137,7 +135,6 @@ def begun(server: ModelServer, questions: list[str]) -> int:
     return sum(f in asked for f in first)
 
 
-@pytest.mark.slow
 @pytest.mark.faults
 def test_a_kill_loses_at_most_what_is_in_flight(start: Any, dataset: Path, base: Path, tmp_path: Path) -> None:
     server = start()
@@ -167,7 +164,6 @@ def test_a_kill_loses_at_most_what_is_in_flight(start: Any, dataset: Path, base:
     assert len(list(read_jsonl(out / "blocks" / "00000.jsonl", Trajectory))) == len(load_requests(dataset, "bench"))
 
 
-@pytest.mark.slow
 def test_an_evolution_gives_the_server_each_rounds_weights(
     start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,7 +218,6 @@ def test_a_served_policy_is_shown_the_pictures_of_the_tools(
     assert parts[2]["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
 
 
-@pytest.mark.slow
 def test_a_conversation_that_the_server_failed_is_missing_and_not_nought(
     start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +236,6 @@ def test_a_conversation_that_the_server_failed_is_missing_and_not_nought(
     assert found["sampling"]["missing_rewards"] == 1
 
 
-@pytest.mark.slow
 def test_generate_and_the_command_line_take_what_is_served(
     start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: Path
 ) -> None:

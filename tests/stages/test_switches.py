@@ -82,7 +82,6 @@ def test_the_students_guide_is_what_the_memory_of_earlier_rounds_holds(settings:
     assert student_guides(settings, memory, requests) == {}
 
 
-@pytest.mark.slow
 def test_a_guided_student_is_sampled_behind_its_guide(settings: Settings, dataset: Path, project: Path) -> None:
     requests = load_requests(dataset, "evolve")[:2]
     base = project / "assets" / "base-policy"

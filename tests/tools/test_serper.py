@@ -211,7 +211,6 @@ def test_equal_questions_at_the_same_time_are_one_call(play: Any) -> None:
     assert serper.cache.spent().calls == 1
 
 
-@pytest.mark.slow
 def test_equal_questions_of_two_processes_are_one_call(play: Any) -> None:
     serper, server, _ = play({})
     code = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +11,42 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from genevolve.training.batch import StepBatch, micro_batches
 from genevolve.training.checkpoint import CheckpointError
 from genevolve.training.parallel import ALONE, Ranks
-from tests.training.ranks import CASES, KEPT, measure, resumed, rows_of, trainer_of
+from tests.flows.machine import free_ports
+from tests.training.ranks import CASES, KEPT, main, measure, resumed, rows_of, trainer_of
 
 KINDS = {"ddp": "eight_gpu_ddp.yaml", "fsdp": "eight_gpu_fsdp.yaml"}
+
+
+def launch(kind: str, folder: Path, project: Path) -> None:
+    """`accelerate launch` of two processes with the project's own configuration."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
+    command += ["--config_file", str(project / "configs/accelerate" / KINDS[kind])]
+    command += ["-m", "tests.training.ranks", str(folder)]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def fork(folder: Path) -> None:
+    """Two processes as `launch("ddp")` starts them, but from this one, which has imported everything."""
+    (port,) = free_ports(1)
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def one(rank: int) -> None:
+        PartialState._reset_state()  # what a test before may have left in this process
+        os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank), ACCELERATE_USE_CPU="true")
+        main(folder)
+
+    processes = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +56,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dic
     return folder, {case: measure(case, ALONE, folder / f"{case} alone") for case in CASES}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["fsdp", "ddp", pytest.param("ddp launched", marks=pytest.mark.slow)])
 def together(
     request: pytest.FixtureRequest, alone: Any, project: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path, dict[str, dict[str, Any]]]:
-    """All cases in one launch of two processes; `accelerate launch` with the project's own configuration."""
-    folder = tmp_path_factory.mktemp(request.param)
+    """All cases in one go of two processes."""
+    folder = tmp_path_factory.mktemp(request.param.replace(" ", "_"))
     for case in CASES:
         (folder / f"{case} alone").symlink_to(alone[0] / f"{case} alone")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
-    command += ["--config_file", str(project / "configs/accelerate" / KINDS[request.param])]
-    command += ["-m", "tests.training.ranks", str(folder)]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    if request.param == "ddp":
+        fork(folder)
+    else:
+        launch(request.param.split()[0], folder, project)
     found = {case: torch.load(folder / f"{case}.pt", weights_only=False) for case in CASES}
     return request.param, folder, found
 
@@ -49,7 +79,6 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
     return max(float((one[k] - other[k]).norm() / one[k].norm().clamp(min=1e-6)) for k in one)
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_gradients_weights_and_metrics_of_one(alone: Any, together: Any) -> None:
     kind, _, found = together
     for case, truth in alone[1].items():
@@ -69,7 +98,6 @@ def test_two_processes_give_the_gradients_weights_and_metrics_of_one(alone: Any,
             assert other == pytest.approx(one, rel=1e-4, abs=1e-5), case
 
 
-@pytest.mark.slow
 def test_a_checkpoint_goes_on_with_any_number_of_processes(alone: Any, together: Any) -> None:
     kind, folder, found = together
     for case in KEPT:

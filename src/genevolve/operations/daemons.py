@@ -7,6 +7,7 @@ the system has given to somebody else has neither, and is never signalled.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -105,6 +106,8 @@ def spawn(
             stderr=stream,
             env={**environment, TOKEN: token},
             start_new_session=True,
+            # A shell's background job ignores SIGINT, and so would all it starts: Prefect's worker ends itself by one.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     return Daemon(
         name=name, pid=process.pid, started=psutil.Process(process.pid).create_time(), token=token, url=url, log=log
@@ -134,10 +137,10 @@ def stop(daemons: Iterable[Daemon], patience: float = 20.0) -> list[str]:
     daemons = list(daemons)
     running = [daemon.name for daemon in daemons if daemon.alive()]
     left = marked({daemon.token for daemon in daemons})
-    for signal in ("terminate", "kill"):
+    for how in ("terminate", "kill"):
         for process in left:
             try:
-                getattr(process, signal)()
+                getattr(process, how)()
             except psutil.NoSuchProcess:
                 continue
         _, left = psutil.wait_procs(left, timeout=patience)
