@@ -6,6 +6,8 @@ Every case makes gradients and steps with this process's share; the first proces
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,5 +105,24 @@ def main(out: Path) -> None:
             torch.save({**found, "sharded": ranks.sharded, "shares": shares}, out / f"{case}.pt")
 
 
+def fork(out: Path, port: int) -> None:
+    """Two processes as `accelerate launch` starts them for DDP, forked from this one, which has imported everything."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def one(rank: int) -> None:
+        os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank), ACCELERATE_USE_CPU="true")
+        main(out)
+
+    processes = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(max(abs(process.exitcode or 0) for process in processes))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    folder, *port = sys.argv[1:]
+    if port:
+        fork(Path(folder), int(port[0]))
+    main(Path(folder))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,42 +9,31 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import PartialState
 
 from genevolve.training.batch import StepBatch, micro_batches
 from genevolve.training.checkpoint import CheckpointError
 from genevolve.training.parallel import ALONE, Ranks
 from tests.flows.machine import free_ports
-from tests.training.ranks import CASES, KEPT, main, measure, resumed, rows_of, trainer_of
+from tests.training.ranks import CASES, KEPT, measure, resumed, rows_of, trainer_of
 
 KINDS = {"ddp": "eight_gpu_ddp.yaml", "fsdp": "eight_gpu_fsdp.yaml"}
+
+
+def run(command: list[str], project: Path) -> None:
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def launch(kind: str, folder: Path, project: Path) -> None:
     """`accelerate launch` of two processes with the project's own configuration."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0"]
     command += ["--config_file", str(project / "configs/accelerate" / KINDS[kind])]
-    command += ["-m", "tests.training.ranks", str(folder)]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run([*command, "-m", "tests.training.ranks", str(folder)], project)
 
 
-def fork(folder: Path) -> None:
-    """Two processes as `launch("ddp")` starts them, but from this one, which has imported everything."""
-    (port,) = free_ports(1)
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-    def one(rank: int) -> None:
-        PartialState._reset_state()  # what a test before may have left in this process
-        os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank), ACCELERATE_USE_CPU="true")
-        main(folder)
-
-    processes = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0, 0]
+def fork(folder: Path, project: Path) -> None:
+    """Two processes as `launch("ddp")` starts them, with one start of Python for both."""
+    run([sys.executable, "-m", "tests.training.ranks", str(folder), str(*free_ports(1))], project)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +52,7 @@ def together(
     for case in CASES:
         (folder / f"{case} alone").symlink_to(alone[0] / f"{case} alone")
     if request.param == "ddp":
-        fork(folder)
+        fork(folder, project)
     else:
         launch(request.param.split()[0], folder, project)
     found = {case: torch.load(folder / f"{case}.pt", weights_only=False) for case in CASES}
