@@ -19,8 +19,8 @@ DERIVED = {"steps": ("cycle", "steps"), "temperature": ("sampling", "temperature
 
 SWITCHES = {
     "sampling": ("guide_to_student", "removed_tools"),
-    "experience": ("guides",),
-    "distill": ("grpo_weight", "teacher"),
+    "experience": ("guides", "guide_bullets"),
+    "distill": ("grpo_weight", "teacher", "lambda_schedule"),
     "bench": ("requests",),
 }
 """Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no
@@ -282,6 +282,9 @@ class Experience(Section):
     guides: Literal["nearest", "shuffled"] = "nearest"
     """Which bundle guides a request's teacher: the nearest above the gate [P], or, as a placebo, one that belongs to
     another request and says something else (an arm of the ablation)."""
+    guide_bullets: Literal["all", "differences"] = "all"
+    """What of a bundle a guide says: everything [P], or only what the worst trajectory did not do as well, without the
+    bullets that begin with `Standard:` (ours)."""
 
 
 class ColdStart(Section):

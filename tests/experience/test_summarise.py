@@ -152,6 +152,8 @@ def test_the_guide_is_compact_in_slot_order_and_drops_standards_first() -> None:
     full = render_guide(bundle, None).splitlines()
     assert full[0] == TITLE
     assert all(line.startswith(" - ") for line in full[1:])
+    differences = render_guide(bundle, standard=False).splitlines()
+    assert differences == [row for row in full if "Standard:" not in row]
     short = render_guide(bundle, 10).splitlines()
     assert len(short) == 11
     assert len(" ".join(short).replace(" - ", " ").split()) <= 130

@@ -97,3 +97,14 @@ def test_a_frozen_teacher_without_a_reference_is_one_sentence(config: Make) -> N
     with pytest.raises(TrainingError, match="A frozen teacher is the reference policy"):
         DistillTrainer(tiny_model(), config(teacher="frozen", kl_coef=0.0))
     DistillTrainer(tiny_model(), config(teacher="frozen", kl_coef=0.0, lambda_sdl=0.0))  # nobody asks the teacher
+
+
+def test_a_falling_lambda_starts_as_a_constant_one_and_ends_as_none(config: Make) -> None:
+    rows, falling = make_rows(tiny_model()), {"lambda_schedule": "cosine", "steps": 4}
+    assert [config(lambda_sdl=2.0, **falling).lambda_at(i) for i in (0, 2, 4, 9)] == pytest.approx([2, 1, 0, 0])
+    constant, none = config(steps=4), config(steps=4, lambda_sdl=0.0)
+    assert constant.lambda_at(3) == constant.lambda_sdl
+    for done, same in ((0, constant), (4, none)):
+        trainer, other = (DistillTrainer(tiny_model(), c, tiny_model(7)) for c in (config(**falling), same))
+        trainer.done = other.done = done
+        torch.testing.assert_close(gradient(trainer, rows), gradient(other, rows), rtol=0, atol=0)

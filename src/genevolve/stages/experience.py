@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -66,10 +67,11 @@ def extract(
     questions = list({t.request_id: t.question for t in trajectories}.items())
     retrieved = memory.retrieve(questions)
     hits = {request: hit for (request, _), hit in zip(questions, retrieved, strict=True) if hit is not None}
-    guides = {request: render_guide(hit.bundle) for request, hit in hits.items()}
+    text = partial(render_guide, standard=settings.experience.guide_bullets == "all")
+    guides = {request: text(hit.bundle) for request, hit in hits.items()}
     if settings.experience.guides == "shuffled":
-        guides = placebo_guides(hits, memory.bundles, Random(f"{settings.seeds.run_seed}/placebo/{step}"))
-    guides = {request: guide for request, guide in guides.items() if request not in (shown or {})}
+        guides = placebo_guides(hits, memory.bundles, Random(f"{settings.seeds.run_seed}/placebo/{step}"), text)
+    guides = {request: guide for request, guide in guides.items() if guide and request not in (shown or {})}
     report = experience_report(found, bundles, memory, retrieved)
     metrics: dict[str, Any] = {**report.metrics, "outcomes": report.outcomes}
     page = experience_page(report, f"Visual experience of step {step}")
@@ -84,21 +86,28 @@ def student_guides(settings: Settings, memory: ExperienceMemory, requests: Seque
     if not settings.sampling.guide_to_student:
         return {}
     retrieved = memory.retrieve([(r.id, r.question) for r in requests])
-    return {r.id: render_guide(hit.bundle) for r, hit in zip(requests, retrieved, strict=True) if hit is not None}
+    text = partial(render_guide, standard=settings.experience.guide_bullets == "all")
+    guides = {r.id: text(hit.bundle) for r, hit in zip(requests, retrieved, strict=True) if hit is not None}
+    return {request: guide for request, guide in guides.items() if guide}
 
 
-def placebo_guides(hits: Mapping[str, Retrieved], memory: Sequence[Bundle], random: Random) -> dict[str, str]:
+def placebo_guides(
+    hits: Mapping[str, Retrieved],
+    memory: Sequence[Bundle],
+    random: Random,
+    text: Callable[[Bundle], str] = render_guide,
+) -> dict[str, str]:
     """Return a wrong guide for every request that has a right one, so that as many tokens are taught as without placebo.
 
     It is drawn from what other requests of the round retrieved, else from the whole memory: a bundle of another request
     whose text differs from the right one (two bundles often give the same advice). Where there is none: no guide.
     """
-    texts = {b.id: render_guide(b) for b in [*memory, *(hit.bundle for hit in hits.values())]}
+    texts = {b.id: text(b) for b in [*memory, *(hit.bundle for hit in hits.values())]}
     guides = {}
     for request, right in hits.items():
         round_ = [hit.bundle for other, hit in hits.items() if other != request]
         for bundles in (round_, memory):
-            wrong = [b for b in bundles if b.request_id != request and texts[b.id] != texts[right.bundle.id]]
+            wrong = [b for b in bundles if b.request_id != request and texts[b.id] not in ("", texts[right.bundle.id])]
             if wrong:
                 guides[request] = texts[random.choice(wrong).id]
                 break

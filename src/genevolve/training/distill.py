@@ -103,7 +103,8 @@ class DistillTrainer:
         weights are split; the scores are whole everywhere.
         """
         config, count = self.config, len(step.row)
-        teacher = self._taught(step) if config.lambda_sdl else None
+        weight = config.lambda_at(self.done)
+        teacher = self._taught(step) if weight else None
         reference = None
         if config.kl_coef:
             reference = self._scored_without_gradient(step, frozen=True, taught=False)
@@ -115,6 +116,7 @@ class DistillTrainer:
             selected=self._selected_in_step(step, teacher),
             weight=aggregation_weights(step.lengths, step.row, config.aggregation),
             quota=self._quota(step) if teacher is not None else 0,
+            lambda_sdl=weight,
         )
         for micro in self._share(micro_batches(step, config.micro_batch_tokens)):
             logp, entropy = self.weights.score(micro, with_entropy=True)
@@ -151,7 +153,7 @@ class DistillTrainer:
             config.log_ratio_clamp,
             config.token_cap,
         )
-        return loss + config.lambda_sdl * value.sum() / max(1, scores.quota)
+        return loss + scores.lambda_sdl * value.sum() / max(1, scores.quota)
 
     def _taught(self, step: StepBatch) -> Tensor | None:
         """Return the teacher's log-probs [N], or None when no row is taught."""

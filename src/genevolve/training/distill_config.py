@@ -53,6 +53,8 @@ class DistillConfig(BaseModel):
     lambda_sdl: float = Field(default=2.0, ge=0)
     """Weight of the distillation loss beside GRPO. [P] 2.0; to be swept, as its scale depends on `aggregation`. 0 =
     GRPO alone."""
+    lambda_schedule: Literal["constant", "cosine"] = "constant"
+    """lambda over the run: the same in every step [P], or cosine to zero, which leaves the last word to the reward. Ours."""
     estimator: Literal["bounded", "k3", "k3_value_clamp", "k3_detached"] = "bounded"
     """Distillation loss per token, see `losses.sdl_term`. Ours: bounded; the paper's text allows k3 and
     k3_value_clamp."""
@@ -104,9 +106,14 @@ class DistillConfig(BaseModel):
 
     def learning_rate_at(self, done: int) -> float:
         """Return the learning rate of the optimiser step after `done` steps."""
+        return self.lr * (1.0 if self.lr_schedule == "constant" else self._cosine(done))
+
+    def lambda_at(self, done: int) -> float:
+        """Return the weight of the distillation loss in the optimiser step after `done` steps."""
+        return self.lambda_sdl * (1.0 if self.lambda_schedule == "constant" else self._cosine(done))
+
+    def _cosine(self, done: int) -> float:
         import math
 
-        if self.lr_schedule == "constant":
-            return self.lr
         total = self.steps * self.epochs_per_step
-        return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done / total)))
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done / total)))

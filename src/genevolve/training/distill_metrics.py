@@ -30,6 +30,8 @@ class StepScores:
     """The token's share of the GRPO and KL losses."""
     quota: int
     """Tokens distilled in the whole step: the normaliser of the distillation loss."""
+    lambda_sdl: float
+    """Weight of the distillation loss in this step."""
 
 
 def step_metrics(step: StepBatch, scores: StepScores, config: DistillConfig) -> dict[str, float]:
@@ -61,7 +63,7 @@ def step_metrics(step: StepBatch, scores: StepScores, config: DistillConfig) -> 
         total += metrics["loss/kl"]
     if scores.teacher is not None:
         metrics |= _distillation(step, scores, scores.teacher, advantage, config)
-        total += config.lambda_sdl * metrics["loss/sdl"]
+        total += scores.lambda_sdl * metrics["loss/sdl"]
     return {"loss": total, **metrics}
 
 
