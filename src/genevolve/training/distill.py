@@ -144,6 +144,8 @@ class DistillTrainer:
             distance = (teacher - logp.detach()).abs()
             scores.selected[at] = top_fraction_mask(distance, row, step.taught[row], config.top_fraction)
         chosen = scores.selected[at]
+        if config.sdl_tokens == "uncontradicted":  # the normaliser stays: it is known before any forward pass
+            chosen = chosen & ((teacher - logp.detach()) * step.advantage[row] >= 0)
         value = sdl_term(
             logp[chosen],
             teacher[chosen],
