@@ -45,7 +45,10 @@ def naive_loss(model: Any, reference: Any, rows: list[Any], config: DistillConfi
         best = (teacher - new).abs().topk(count).indices
         lead = (teacher - new)[best]
         rho = ratio[best].clamp(max=config.rho_max)
-        distilled = distilled + (rho * (lead.exp() - 1 - lead)).sum()
+        value = rho * (lead.exp() - 1 - lead)
+        if config.sdl_tokens == "uncontradicted":
+            value = value[~((lead > 0) & (advantage < 0)) & ~((lead < 0) & (advantage > 0))]
+        distilled = distilled + value.sum()
         quota += count
     return grpo + config.lambda_sdl * distilled / quota
 
@@ -54,8 +57,9 @@ def trainer_with(config: DistillConfig, seed: int = 0) -> DistillTrainer:
     return DistillTrainer(tiny_model(seed), config, tiny_model(7))
 
 
-def test_step_equals_the_slow_loop_in_loss_and_gradient(config: Make) -> None:
-    settings = config(estimator="k3", kl_coef=0.05)
+@pytest.mark.parametrize("tokens", ["all", "uncontradicted"])
+def test_step_equals_the_slow_loop_in_loss_and_gradient(config: Make, tokens: str) -> None:
+    settings = config(estimator="k3", kl_coef=0.05, sdl_tokens=tokens)
     model, reference = tiny_model(), tiny_model(7)
     rows = make_rows(model)
     loss = naive_loss(model, reference, rows, settings)
@@ -181,6 +185,17 @@ def test_metrics_are_complete_and_mean_what_they_say(config: Make) -> None:
         assert name in metrics
     assert all(isinstance(v, float) and v == v for v in metrics.values())
     assert metrics["grad_norm"] > 0
+
+
+def test_the_reward_may_keep_tokens_from_being_distilled(config: Make) -> None:
+    rows = make_rows(tiny_model(), count=9)
+    settings = {"grpo_weight": 0.0, "kl_coef": 0.0}
+    every = trainer_with(config(**settings)).step(rows)
+    some = trainer_with(config(**settings, sdl_tokens="uncontradicted")).step(rows)
+    assert 0 < some["sdl/selected_tokens"] < every["sdl/selected_tokens"]
+    equal = [dataclasses.replace(r, reward=0.1) for r in rows]  # no reward is better than another: nothing contradicts
+    alike = [trainer_with(config(**settings, sdl_tokens=t)).step(equal)["loss"] for t in ("all", "uncontradicted")]
+    assert alike[0] == alike[1] != 0
 
 
 def test_schedule(config: Make) -> None:

@@ -23,7 +23,7 @@ from genevolve.errors import GenEvolveError
 from genevolve.training.batch import MicroBatch, StepBatch, TrainRow, micro_batches
 from genevolve.training.distill_config import DistillConfig
 from genevolve.training.distill_forward import Look, check_model
-from genevolve.training.distill_metrics import StepScores, step_metrics
+from genevolve.training.distill_metrics import FLAT, StepScores, step_metrics
 from genevolve.training.lora import merge_adapters
 from genevolve.training.losses import aggregation_weights, grpo_term, k3_kl, sdl_term, selected_count, top_fraction_mask
 from genevolve.training.parallel import ALONE, Ranks
@@ -143,9 +143,10 @@ class DistillTrainer:
         if config.top_scope == "sequence":
             distance = (teacher - logp.detach()).abs()
             scores.selected[at] = top_fraction_mask(distance, row, step.taught[row], config.top_fraction)
-        chosen = scores.selected[at]
         if config.sdl_tokens == "uncontradicted":  # the normaliser stays: it is known before any forward pass
-            chosen = chosen & ((teacher - logp.detach()) * step.advantage[row] >= 0)
+            advantage = step.advantage[row]
+            scores.selected[at] &= ((teacher - logp.detach()) * advantage >= 0) | (advantage.abs() < FLAT)
+        chosen = scores.selected[at]
         value = sdl_term(
             logp[chosen],
             teacher[chosen],

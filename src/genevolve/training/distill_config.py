@@ -56,8 +56,9 @@ class DistillConfig(BaseModel):
     lambda_schedule: Literal["constant", "cosine"] = "constant"
     """lambda over the run: the same in every step [P], or cosine to zero, which leaves the last word to the reward. Ours."""
     sdl_tokens: Literal["all", "uncontradicted"] = "all"
-    """Which of the selected tokens are distilled: all [P], or those that the reward does not contradict, i.e. not a token that
-    the guide wants more likely in a trajectory below its group's mean, nor one it wants less likely above it. Ours."""
+    """Which of the selected tokens are distilled: all [P], or those that the reward does not contradict, i.e. not a token
+    that the guide wants more likely in a trajectory below its group's mean, nor one it wants less likely above it; a group
+    of equal rewards contradicts nothing. Ours."""
     estimator: Literal["bounded", "k3", "k3_value_clamp", "k3_detached"] = "bounded"
     """Distillation loss per token, see `losses.sdl_term`. Ours: bounded; the paper's text allows k3 and
     k3_value_clamp."""

@@ -29,7 +29,7 @@ class StepScores:
     weight: Tensor
     """The token's share of the GRPO and KL losses."""
     quota: int
-    """Tokens distilled in the whole step: the normaliser of the distillation loss."""
+    """Tokens of the whole step that the top fraction takes: the normaliser of the distillation loss."""
     lambda_sdl: float
     """Weight of the distillation loss in this step."""
 
