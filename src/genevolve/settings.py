@@ -20,7 +20,7 @@ DERIVED = {"steps": ("cycle", "steps"), "temperature": ("sampling", "temperature
 SWITCHES = {
     "sampling": ("guide_to_student", "removed_tools"),
     "experience": ("guides", "guide_bullets"),
-    "distill": ("grpo_weight", "teacher", "lambda_schedule"),
+    "distill": ("grpo_weight", "teacher", "lambda_schedule", "sdl_tokens"),
     "bench": ("requests",),
 }
 """Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no
