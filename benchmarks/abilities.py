@@ -14,7 +14,6 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -29,13 +28,13 @@ from genevolve.scene import SKILLS
 from genevolve.stages.backends import make_tools, system_text, world
 from genevolve.stages.crew import bench_sampling
 from genevolve.tools.embedded import SkillTexts
-from genevolve.training.drills import examples
 from genevolve.training.lore import read_lore
+from genevolve.training.pretrain import token_counts
 
 TRACKS = ("knowledge_anchored", "quality_anchored")
 
 
-def rare_words(policy: Path, dataset: Path, examples_seen: int = 6000, seen: int = 10) -> float:
+def rare_words(policy: Path, dataset: Path, seen: int = 10) -> float:
     """Return the share of words in the world's names with a token seen fewer than `seen` times in practice."""
     from genevolve.training.checkpoint import load_policy
 
@@ -43,10 +42,7 @@ def rare_words(policy: Path, dataset: Path, examples_seen: int = 6000, seen: int
     skills = SkillTexts()
     names = [n for e in world(dataset).entities.values() for n in (e.name, e.title) if n]
     lore = read_lore(names, {s: skills.read(s) for s in SKILLS})
-    counts: Counter[int] = Counter()
-    for _, pieces in zip(range(examples_seen), examples(Random(7), lore), strict=False):
-        for row in tokenizer([text for text, _ in pieces], add_special_tokens=False)["input_ids"]:
-            counts.update(row)
+    counts = token_counts(tokenizer, lore)
     words = sorted({word for name in names for word in name.split()})
     rows = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
     return sum(min(counts[i] for i in row) < seen for row in rows) / len(words)

@@ -371,7 +371,7 @@ def pretrain_base(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int | None, typer.Option(help="Another seed than the committed base's.")] = None,
     start: Annotated[Path | None, typer.Option(help="Go on with the base in this folder.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Tokens of practice, if not the recipe's.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=0, help="Tokens of practice, if not the recipe's.")] = None,
 ) -> None:
     """Make the small pretrained base of the embedded default (an hour or two on two cores; done once, by us)."""
     import json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from random import Random
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from genevolve.agent.chat import prompt_text
 from genevolve.agent.protocol import Answer, Call, parse_turn
@@ -16,8 +18,17 @@ from genevolve.scene import SKILLS
 from genevolve.training import drills
 from genevolve.training.drills import examples, lookup_drill, trajectory
 from genevolve.training.lore import Lore, read_lore, splice
-from genevolve.training.pretrain import PretrainConfig, batches, encode, new_model, optimisers, train, weighted_loss
-from genevolve.training.tokenizer import IMG_TOKENS, letter_tokens, train_tokenizer
+from genevolve.training.pretrain import (
+    PretrainConfig,
+    batches,
+    encode,
+    new_model,
+    optimisers,
+    token_counts,
+    train,
+    weighted_loss,
+)
+from genevolve.training.tokenizer import IMG_TOKENS, drop_rare, letter_tokens, train_tokenizer
 
 LORE = Lore(
     titles=("steel guitar", "wood engraving", "tidal marsh", "copper kettle", "night train", "paper mill"),
@@ -55,6 +66,40 @@ def test_scaffolds_and_ids_are_single_tokens_and_text_survives_the_round_trip(to
     for pieces in (trajectory(Random(i), LORE) for i in range(10)):
         for text, _ in pieces:
             assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=False) == text
+
+
+def test_rare_tokens_are_dropped_and_nothing_else_of_a_tokenizer(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    cut = copy.deepcopy(tokenizer)
+    counts = token_counts(tokenizer, LORE, n=300)
+    drop_rare(cut, counts, 30)
+    merged = {"".join(m) for m in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]}
+    rare = {i for text, i in tokenizer.get_vocab().items() if text in merged and counts[i] < 30}
+    assert len(rare) > 50
+    assert cut.get_vocab() == tokenizer.get_vocab()
+    texts = [text for i in range(20) for text, _ in trajectory(Random(i), LORE)] + ["Zürich mammoth 日本 IMG_003\n"]
+    was, now = (list(t(texts)["input_ids"]) for t in (tokenizer, cut))
+    assert any(rare & set(row) for row in was)
+    assert not any(rare & set(row) for row in now)
+    assert [cut.decode(row, skip_special_tokens=False) for row in now] == texts
+    kept = sum(a == b for a, b in zip(was, now, strict=True) if not rare & set(a))
+    assert kept > 0.6 * sum(not rare & set(a) for a in was)
+    before = cut.backend_tokenizer.to_str()
+    drop_rare(cut, {}, 30)  # a second time changes nothing, whatever is counted
+    assert cut.backend_tokenizer.to_str() == before
+
+
+def test_a_word_is_cut_alike_everywhere_without_rare_tokens_too(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    cut = copy.deepcopy(tokenizer)
+    drop_rare(cut, token_counts(tokenizer, LORE, n=300), 30)
+    test_a_word_has_the_same_tokens_in_running_text_in_json_and_behind_a_quote(cut)
+
+
+def test_no_practice_keeps_the_weights(tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    cfg = PretrainConfig(vocab_size=1024, hidden_size=32, layers=3, heads=4, kv_heads=4, head_dim=8, mlp=32, workers=1)
+    model = new_model(replace(cfg, tokens=1))
+    train(replace(cfg, tokens=0), tokenizer, LORE, tmp_path, model=model)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(saved[name], value.bfloat16()) for name, value in model.state_dict().items() if name in saved)
 
 
 def test_the_chat_template_says_what_the_engine_says(tokenizer) -> None:  # type: ignore[no-untyped-def]

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from genevolve.training.drills import Piece, examples, lookup_drill, trajectory
 from genevolve.training.lore import Lore
-from genevolve.training.tokenizer import IMG_TOKENS, letter_tokens
+from genevolve.training.tokenizer import IMG_TOKENS, drop_rare, letter_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +44,7 @@ class PretrainConfig:
     rope_theta: float = 1e6
     """the slow rotary pairs carry what the wired heads compare; the larger, the more of them"""
     tokens: int = 10_000_000
-    """tokens seen; 2,600 a second on two cores beside other work, as measured with a vocabulary of 8,192"""
+    """tokens seen; 0: the weights of `start` stay as they are, and its tokenizer loses its rare tokens; 2,600 a second on two cores beside other work, as measured with a vocabulary of 8,192"""
     batch_tokens: int = 4096
     """tokens of an optimiser step, shared out to the workers"""
     lr_matrix: float = 0.0025
@@ -181,6 +183,9 @@ def train(
     from tempfile import TemporaryDirectory
 
     model = model or new_model(cfg)
+    if cfg.tokens == 0:
+        save(model, tokenizer, folder, cfg, {"step": 0, "tokens": 0})
+        return model
     with TemporaryDirectory() as scratch:
         meeting = f"file://{scratch}/meeting"
         others = [
@@ -316,7 +321,8 @@ def probe(
 
 
 def practice(world_folder: Path, vocab_size: int, seed: int, start: str = "") -> tuple[Lore, PreTrainedTokenizerFast]:
-    """Return the raw material of practice and a tokenizer trained on it. Raises ToolError without the packages.
+    """Return the raw material of practice and a tokenizer trained on it, rare tokens dropped. Raises ToolError without the
+    packages.
 
     With `start`, a folder of a base, the tokenizer is that base's. `world_folder` is where the embedded world is built
     (or already lies): it is read for the names of its entities, all of which are kept out.
@@ -340,7 +346,17 @@ def practice(world_folder: Path, vocab_size: int, seed: int, start: str = "") ->
         tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
     else:
         tokenizer = train_tokenizer(tokenizer_texts(lore, seed), vocab_size)
+    drop_rare(tokenizer, token_counts(tokenizer, lore))
     return replace(lore, tokens=letter_tokens(tokenizer)), tokenizer
+
+
+def token_counts(tokenizer: PreTrainedTokenizerFast, lore: Lore, seed: int = 7, n: int = 6000) -> Counter[int]:
+    """Return how often each token stands in `n` examples of practice."""
+    counts: Counter[int] = Counter()
+    for pieces in islice(examples(Random(seed), lore), n):
+        for row in tokenizer([text for text, _ in pieces], add_special_tokens=False)["input_ids"]:
+            counts.update(row)
+    return counts
 
 
 def make_base(out: Path, world_folder: Path, cfg: PretrainConfig | None = None) -> dict[str, Any]:
