@@ -44,7 +44,8 @@ class PretrainConfig:
     rope_theta: float = 1e6
     """the slow rotary pairs carry what the wired heads compare; the larger, the more of them"""
     tokens: int = 10_000_000
-    """tokens seen; 0: the weights of `start` stay as they are, and its tokenizer loses its rare tokens; 2,600 a second on two cores beside other work, as measured with a vocabulary of 8,192"""
+    """tokens seen, 2,600 a second on two cores beside other work with a vocabulary of 8,192; 0: the weights of `start` stay
+    as they are, and its tokenizer loses its rare tokens"""
     batch_tokens: int = 4096
     """tokens of an optimiser step, shared out to the workers"""
     lr_matrix: float = 0.0025
