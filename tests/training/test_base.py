@@ -99,7 +99,9 @@ def test_no_practice_keeps_the_weights(tokenizer, tmp_path: Path) -> None:  # ty
     model = new_model(replace(cfg, tokens=1))
     train(replace(cfg, tokens=0), tokenizer, LORE, tmp_path, model=model)
     saved = load_file(tmp_path / "model.safetensors")
-    assert all(torch.equal(saved[name], value.bfloat16()) for name, value in model.state_dict().items() if name in saved)
+    assert all(
+        torch.equal(saved[name], value.bfloat16()) for name, value in model.state_dict().items() if name in saved
+    )
 
 
 def test_the_chat_template_says_what_the_engine_says(tokenizer) -> None:  # type: ignore[no-untyped-def]
