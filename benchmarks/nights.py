@@ -123,7 +123,7 @@ def watch(clone: Clone, nights: int) -> list[dict[str, Any]]:
             return [*ended, *found(clone, ["CANCELLED"])]
         if (wanted := len(over) + len(at_work) < nights) != active:
             how = "resume" if wanted else "pause"
-            clone.run("prefect", "--no-prompt", "deployment", "schedule", how, NIGHTLY, "--all")
+            clone.run("prefect", "--no-prompt", "deployment", "schedule", how, "--all")
             active = wanted
         time.sleep(LOOK_EVERY)
 
