@@ -221,7 +221,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         f"{len(nights)} nights by the schedule, profile {result['profile']}, seed {result['seed']}", fontsize=10
     )
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path)
 
 

@@ -76,7 +76,7 @@ def evolution_cycle(
     ledger = Ledger.read(workspace.ledger)
     start = ledger.entry(cycle).parent or cycle
     done: dict[str, dict[str, Any]] = {}
-    with track.cycle(workspace.title(cycle), settings.model_dump(mode="json")):
+    with track.cycle(workspace.title(cycle), settings.model_dump(mode="json"), ledger.digest(cycle)):
         done["build"] = build_dataset(settings, workspace, use_dvc)
         root = ledger.root_of(cycle)
         first = "root" if root in ledger.roots else "cold_start"

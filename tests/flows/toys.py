@@ -15,7 +15,8 @@ from typing import Any
 
 from genevolve.bench.stats import paired_bootstrap
 from genevolve.records import Request, write_jsonl
-from genevolve.tracking import EXPERIMENT, init_db
+from genevolve.store import EXPERIMENT
+from genevolve.tracking import init_db
 
 Body = Callable[..., dict[str, Any]]
 
