@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from genevolve import store
+from genevolve import mlflow_view, store
 from genevolve.errors import GenEvolveError
 from genevolve.records import Trajectory
 from genevolve.workspace import folder_digest
@@ -44,6 +44,7 @@ class Tracker(Protocol):
     def arm(self, name: str, params: Mapping[str, Any]) -> Any: ...
     def stage(self, name: str, params: Mapping[str, Any]) -> Any: ...
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
+    def log_outcome(self, outcome: str, words: str) -> None: ...
     def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
     def log_dataset(self, folder: Path, digest: str, context: str) -> None: ...
     def log_files(self, paths: Iterable[Path], kind: str) -> None: ...
@@ -80,13 +81,17 @@ def init_db(folder: Path = FOLDER) -> str:
                 f"the files of the experiment '{name}' lie in {found.artifact_location}, which this machine has not: mount "
                 f"it there, or name another experiment ({store.EXPERIMENT_NAME})"
             )
+        known = found or mlflow.get_experiment_by_name(name)
+        for key, value in mlflow_view.experiment_tags().items():
+            if known.tags.get(key) != value:
+                mlflow.MlflowClient().set_experiment_tag(known.experiment_id, key, value)
     return store.uri(folder)
 
 
-def place(folder: Path = FOLDER) -> str:
-    """Return the folder of the experiment's files."""
+def experiment(folder: Path = FOLDER) -> tuple[str, str]:
+    """Return the experiment's id and the folder of its files."""
     found = _mlflow(init_db(folder)).get_experiment_by_name(store.experiment())
-    return str(found.artifact_location).removeprefix("file://")
+    return str(found.experiment_id), str(found.artifact_location).removeprefix("file://")
 
 
 def _mlflow(uri: str) -> Any:
@@ -223,6 +228,10 @@ class MlflowTracker:
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Log the numbers among nested values; texts and lists are passed over."""
         self._mlflow.log_metrics(numbers(metrics))
+
+    def log_outcome(self, outcome: str, words: str) -> None:
+        """Say in a tag what became of a cycle, and why in the run's description."""
+        self._mlflow.set_tags({"outcome": outcome, "mlflow.note.content": words})
 
     def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Log one point per row and number; a row's `step` is where it stands, else its place in the list."""
@@ -424,6 +433,7 @@ class NullTracker:
     arm = stage = cycle
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
+    def log_outcome(self, outcome: str, words: str) -> None: ...
     def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
     def log_dataset(self, folder: Path, digest: str, context: str) -> None: ...
     def log_files(self, paths: Iterable[Path], kind: str) -> None: ...

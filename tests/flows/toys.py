@@ -58,7 +58,11 @@ def bench(settings: Any, *, dataset: Path, policy: Path, baseline: Path | None, 
     score = 0.5 + 0.1 * (policy / "w").read_text().count("evolved")
     scores = {half: {f"q{i}": score + i / 1000 for i in range(10)} for half in ("gate", "report")}
     (out / "scores.json").write_text(json.dumps(scores))
-    return {"kscore": score, **compared(settings, scores, baseline)}
+    one = {"judged": 10, "invalid_programs": 0, "overall": score}
+    return {
+        "summary": {"all": one, "splits": {"half": {"gate": one, "report": one}}},
+        **compared(settings, scores, baseline),
+    }
 
 
 def compared(settings: Any, scores: dict[str, dict[str, float]], baseline: Path | None) -> dict[str, Any]:
