@@ -88,10 +88,8 @@ def evolution_cycle(
         done["bench"] = evaluate_policy(cycle, workspace, use_dvc)
         decision = gate(cycle, workspace, settings, done["bench"]["metrics"], track, use_dvc)
         numbers = publish(cycle, workspace, settings, done, decision, track)
-    if start == root:  # the line's night 0, for comparisons in MLflow's pages
-        with track.cycle(workspace.title(root), {"profile": settings.profile}, ledger.digest(root)):
-            track.log_metrics(by_split(done["bench_before"]["metrics"]))
-            track.log_outcome(first.replace("_", " "), f"The policy that the nights of {root} begin with.")
+        if start == root:
+            track.log_start(workspace.title(root), by_split(done["bench_before"]["metrics"]), ledger.digest(root))
     if git_commit:
         git.commit_cycle(workspace, numbers, git_branch)
     if collect:

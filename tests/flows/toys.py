@@ -56,7 +56,7 @@ def evolve(settings: Any, *, dataset: Path, parent: Path, earlier: Path | None =
 
 def bench(settings: Any, *, dataset: Path, policy: Path, baseline: Path | None, out: Path) -> dict[str, Any]:
     score = 0.5 + 0.1 * (policy / "w").read_text().count("evolved")
-    scores = {half: {f"q{i}": score + i / 1000 for i in range(10)} for half in ("gate", "report")}
+    scores = {half: {f"q{i}": score + i / 1000 for i in range(10)} for half in ("gate", "report", "all")}
     (out / "scores.json").write_text(json.dumps(scores))
     one = {"judged": 10, "invalid_programs": 0, "overall": score}
     return {
