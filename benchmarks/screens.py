@@ -94,7 +94,7 @@ def pages(clone: Clone) -> dict[str, Shot]:
         "prefect-gate": Shot(artifacts["gate"], 900, ("On the", "report half")),
         "prefect-gallery": Shot(artifacts[gallery], 700, ("before on the left",)),
         "mlflow-runs": Shot(nights_page, 600, ("kscore/report", *names)),
-        "mlflow-charts": Shot(f"{nights_page}&compareRunsMode=CHART", 1400, ("KScore by track", *names)),
+        "mlflow-charts": Shot(f"{nights_page}&compareRunsMode=CHART", 1560, ("KScore by track", *names)),
         "mlflow-compare": Shot(f"{mlflow}/#/compare-runs?{compare}", 1400, ("kscore/all", *names)),
     }
 
