@@ -6,16 +6,24 @@ SEED ?=
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
-# Set-up is done once per content of these two files, wherever the virtual environment lies.
-STAMP := $(VENV)/.genevolve-$(shell cat pyproject.toml requirements-nodeps.txt | sha256sum | cut -c1-12)
+# A team's books lie in PostgreSQL (docs/operations.md, Team): with a driver, and without a file that says that they are there.
+MLFLOW_TRACKING_URI ?= sqlite:///mlruns/mlflow.db
+ifeq ($(filter postgresql%,$(MLFLOW_TRACKING_URI)),)
 DB := mlruns/mlflow.db
+EXTRAS := dev
+else
+DB := team-books
+EXTRAS := dev,team
+endif
+# Set-up is done once per content of these two files, wherever the virtual environment lies.
+STAMP := $(VENV)/.genevolve-$(shell cat pyproject.toml requirements-nodeps.txt | sha256sum | cut -c1-12)$(filter-out dev,$(EXTRAS))
 
 export PATH := $(abspath $(BIN)):$(PATH)
 export PYTHONPATH := $(CURDIR)/src:$(CURDIR)
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 export MLFLOW_DISABLE_TELEMETRY := true
-export MLFLOW_TRACKING_URI := sqlite:///$(DB)
+export MLFLOW_TRACKING_URI
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := false
@@ -30,7 +38,7 @@ export MALLOC_TRIM_THRESHOLD_ := 1073741824
 # Idle threads sleep instead of spinning: on a busy machine two spinning teams of threads starve each other.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup evolve test test-slow check ui serve deploy stop clean
+.PHONY: help setup team-books evolve test test-slow check ui serve deploy stop clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -40,7 +48,7 @@ setup: $(STAMP) $(DB)  ## virtual environment, pinned install, MLflow database
 $(STAMP): pyproject.toml requirements-nodeps.txt
 	@test -f $@ || { echo "Setting up $(VENV) (some minutes, once) ..."; \
 	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
-	  $(BIN)/python -m pip install -q -e '.[dev]' && \
+	  $(BIN)/python -m pip install -q -e '.[$(EXTRAS)]' && \
 	  $(BIN)/python -m pip install -q --no-deps -r requirements-nodeps.txt && \
 	  rm -f $(VENV)/.genevolve-*; }
 	@touch $@
@@ -64,8 +72,8 @@ check: setup  ## style, types, layers
 	$(BIN)/lint-imports
 
 ui: setup  ## MLflow's pages on this machine, port 5000
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --port 5000 \
-	  --backend-store-uri sqlite:///$(DB) --artifacts-destination mlruns/artifacts
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_BACKEND_STORE_URI="$$MLFLOW_TRACKING_URI" $(BIN)/mlflow ui --workers 1 \
+	  --host 127.0.0.1 --port 5000 --artifacts-destination mlruns/artifacts
 
 serve: setup  ## Prefect's server, work pools, a worker and MLflow's pages, in the background (POOL=gpu-process-pool: that pool's worker)
 	@$(BIN)/python -m genevolve serve $(if $(POOL),--pool $(POOL) --no-pages)

@@ -22,15 +22,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+
+from benchmarks.clones import NIGHTLY, Clone
 
 AIM = 0.10
 KINDS = ("stages", "process starts", "dvc", "mlflow", "prefect", "waiting", "bookkeeping")
@@ -48,11 +47,6 @@ def innermost(rows: Iterable[Row], begin: float, end: float) -> dict[str, float]
     return total
 
 
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return str(held.getsockname()[1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", default="embedded")
@@ -61,11 +55,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="orchestration-") as temporary:
         root = args.keep or Path(temporary)
-        clone, notes = root / "clone", root / "probe"
+        notes = root / "probe"
         notes.mkdir(parents=True)
-        subprocess.run(["git", "clone", "--quiet", str(Path.cwd()), str(clone)], check=True)
-        environment = surroundings(clone, notes)
-        begin, end = plain(clone, environment, args.profile) if args.plain else night(clone, environment, args.profile)
+        clone = Clone(root / "clone", notes)
+        begin, end = plain(clone, args.profile) if args.plain else night(clone, args.profile)
         rows = [tuple(row) for path in notes.glob("*.json") for row in json.loads(path.read_text())]
     seconds = innermost(rows, begin, end)
     wall = end - begin
@@ -85,55 +78,30 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def surroundings(clone: Path, notes: Path) -> dict[str, str]:
-    """Return the environment of all that runs in the clone."""
-    path = [clone / "benchmarks" / "probe", clone / "src", clone]
-    strange = ("PREFECT_API", "MLFLOW_TRACKING", "GENEVOLVE_")
-    return {
-        **{k: v for k, v in os.environ.items() if not k.startswith(strange)},
-        "GENEVOLVE_PREFECT_PORT": free_port(),
-        "GENEVOLVE_MLFLOW_PORT": free_port(),
-        "GENEVOLVE_PROBE": str(notes),
-        "PREFECT_PROFILES_PATH": str(clone / ".genevolve" / "profiles.toml"),
-        "PYTHONPATH": os.pathsep.join(map(str, path)),
-    }
-
-
-def plain(clone: Path, environment: dict[str, str], profile: str) -> tuple[float, float]:
+def plain(clone: Clone, profile: str) -> tuple[float, float]:
     """Run `genevolve evolve`; return its begin and end."""
     begin = time.time()
-    genevolve(clone, environment, "evolve", "--profile", profile)
+    clone.run("genevolve", "evolve", "--profile", profile)
     return begin, time.time()
 
 
-def night(clone: Path, environment: dict[str, str], profile: str) -> tuple[float, float]:
+def night(clone: Clone, profile: str) -> tuple[float, float]:
     """Run the deployment `nightly` once on a server of its own; return when it was due and when it had ended."""
-    from genevolve.operations.addresses import call
-
-    api = f"http://127.0.0.1:{environment['GENEVOLVE_PREFECT_PORT']}/api"
     try:
-        genevolve(clone, environment, "serve", "--no-pages")
-        genevolve(clone, environment, "deploy")
-        deployment = call(f"{api}/deployments/name/evolution-cycle/nightly")
+        clone.run("genevolve", "serve", "--no-pages")
+        clone.run("genevolve", "deploy")
+        deployment = clone.ask(f"deployments/name/{NIGHTLY}")
         parameters = {**deployment["parameters"], "profile": profile, "parent": None}
-        run = call(f"{api}/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+        run = clone.ask(f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
         while run["state"]["type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
             time.sleep(2)
-            run = call(f"{api}/flow_runs/{run['id']}") or run
+            run = clone.ask(f"flow_runs/{run['id']}")
         if run["state"]["type"] != "COMPLETED":
-            log = next((clone / ".genevolve" / "logs").glob("worker*.log")).read_text(errors="replace")
-            sys.exit(f"the night ended as {run['state']['type']}: {run['state']['message']}\n{log[-3000:]}")
+            sys.exit(f"the night ended as {run['state']['type']}: {run['state']['message']}\n{clone.worker_log()}")
         time.sleep(5)  # its processes write down what they noted as they end
         return tuple(datetime.fromisoformat(run[key]).timestamp() for key in ("expected_start_time", "end_time"))
     finally:
-        genevolve(clone, environment, "stop")
-
-
-def genevolve(clone: Path, environment: dict[str, str], *arguments: str) -> None:
-    command = [sys.executable, "-m", "genevolve", *arguments]
-    done = subprocess.run(command, cwd=clone, env=environment, stdout=subprocess.DEVNULL)
-    if done.returncode:
-        sys.exit(f"genevolve {' '.join(arguments)} ended with {done.returncode}")
+        clone.run("genevolve", "stop")
 
 
 if __name__ == "__main__":

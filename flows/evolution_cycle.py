@@ -21,6 +21,7 @@ from flows.night import open_cycle
 from flows.parameters import Overrides, Parent, Profile
 from flows.plain import flow, task
 from flows.stages import run_stage
+from genevolve.bench.score import kscores
 from genevolve.errors import SettingsError
 from genevolve.files import write_whole
 from genevolve.ledger import Ledger
@@ -76,7 +77,7 @@ def evolution_cycle(
     ledger = Ledger.read(workspace.ledger)
     start = ledger.entry(cycle).parent or cycle
     done: dict[str, dict[str, Any]] = {}
-    with track.cycle(workspace.title(cycle), settings.model_dump(mode="json")):
+    with track.cycle(workspace.title(cycle), settings.model_dump(mode="json"), ledger.digest(cycle)):
         done["build"] = build_dataset(settings, workspace, use_dvc)
         root = ledger.root_of(cycle)
         first = "root" if root in ledger.roots else "cold_start"
@@ -87,6 +88,8 @@ def evolution_cycle(
         done["bench"] = evaluate_policy(cycle, workspace, use_dvc)
         decision = gate(cycle, workspace, settings, done["bench"]["metrics"], track, use_dvc)
         numbers = publish(cycle, workspace, settings, done, decision, track)
+        if start == root:
+            track.log_start(workspace.title(root), by_split(done["bench_before"]["metrics"]), ledger.digest(root))
     if git_commit:
         git.commit_cycle(workspace, numbers, git_branch)
     if collect:
@@ -132,11 +135,17 @@ def publish(
         "numbers": str(workspace.latest),
     }
     write_whole(workspace.latest, json.dumps(numbers, indent=1) + "\n")
-    track.log_metrics(numbers)
+    track.log_metrics({**numbers, **by_split(done["bench"]["metrics"])})
+    track.log_outcome("promoted" if decision["promoted"] else "not promoted", decision["words"])
     track.log_files([p for p in (workspace.bench(cycle) / "report.html",) if p.exists()], "report")
     link = mlflow_ui() + track.page("report/report.html")
     artifacts.show(numbers, decision, workspace, link)
     return numbers
+
+
+def by_split(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return a bench's KScores by half, track, difficulty and category, under the names that MLflow's pages show."""
+    return kscores(metrics["summary"]) if "summary" in metrics else {}
 
 
 def table(numbers: Mapping[str, Any]) -> str:

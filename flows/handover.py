@@ -29,6 +29,7 @@ from genevolve.files import write_whole
 from genevolve.ledger import Ledger
 from genevolve.profiles import BUDGET_VARIABLE
 from genevolve.stages.runner import ABOVE
+from genevolve.store import is_shared
 from genevolve.tracking import PARENT_VARIABLE
 from genevolve.workspace import Workspace, folder_digest
 
@@ -47,7 +48,7 @@ class Handover(BaseModel):
     """digest of src/genevolve"""
     files: dict[str, str]
     mlflow_run: str = ""
-    """the cycle's run, which a worker in the same folder logs into"""
+    """the cycle's run, which a worker in the same folder, or with the same team database, logs into"""
     budget: str = ""
     """dollars that the cycle's command may spend; on a machine of its own, so much again"""
 
@@ -125,6 +126,8 @@ def _gpu_stage(name: str, cycle: str, handover: Handover) -> dict[str, Any]:
         raise SettingsError(
             f"the code in {Path.cwd()} is not that of {handover.home}: check out the same commit in both"
         )
+    if handover.mlflow_run and is_shared():  # a team's books: the stage belongs to the cycle there, too
+        os.environ[PARENT_VARIABLE] = handover.mlflow_run
     for file in FILES:
         if file in handover.files:
             write_whole(Path(file), handover.files[file])

@@ -36,6 +36,7 @@ from genevolve.operations.addresses import (
     refuse_stranger,
 )
 from genevolve.operations.daemons import MLFLOW, SERVER, STATE, Daemon, ServeError, State, spawn, stop, wait_until
+from genevolve.store import PREFECT_URI
 
 TOML = Path("prefect.toml")
 MARK = "# Written by `make serve`, removed by `make stop`: the server that `prefect` talks to in this folder.\n"
@@ -67,8 +68,10 @@ def start(pool: str = POOLS[0], pages: bool = True) -> list[str]:
         lines.append(f"Pools      {', '.join(POOLS)}")
         state, how = _worker(state, api, pool)
         lines.append(f"Worker     {pool}   {how}")
-        if pages and (daemon := state.alive(MLFLOW)) is not None:
-            wait_until(daemon, lambda: mlflow_version(ui) is not None, SECONDS)
+        if pages:
+            if (daemon := state.alive(MLFLOW)) is not None:
+                wait_until(daemon, lambda: mlflow_version(ui) is not None, SECONDS)
+            lines.append(f"Nights     {ui}{nights_page()}")
         return [*lines, f"Logs       {FOLDER / 'logs'}", "Next       make deploy; genevolve status; make stop"]
 
 
@@ -104,24 +107,38 @@ def _server(state: State, api: str) -> tuple[State, str]:
     refuse_stranger(api, "a Prefect server", PREFECT_PORT)
     port = urlsplit(api).port or 80
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    return state.plus(_spawn(SERVER, command, api, {API: api})), "started"
+    return state.plus(_spawn(SERVER, command, api, {API: api})), f"started{' on the team database' * _has_database()}"
 
 
 def _pages(state: State, ui: str) -> tuple[State, str]:
-    from genevolve.tracking import FOLDER as MLRUNS
-    from genevolve.tracking import init_db
+    from genevolve.store import is_shared
+    from genevolve.tracking import experiment, init_db
 
     if state.alive(MLFLOW) is not None:
         return state, "runs already"
     if (version := mlflow_version(ui)) is not None:
-        if not mlflow_is_ours(ui, MLRUNS):
+        if not mlflow_is_ours(ui, experiment()[1]):
             raise ServeError(f"{ui} shows another project's MLflow: set {MLFLOW_PORT} to another port")
         return state, f"found, version {version}; `make stop` leaves it"
     refuse_stranger(ui, "MLflow", MLFLOW_PORT)
-    where = [f"--host={HOST}", f"--port={urlsplit(ui).port}", "--workers=1"]
-    store = [f"--backend-store-uri={init_db()}", f"--artifacts-destination={MLRUNS.absolute() / 'artifacts'}"]
-    command = [sys.executable, "-m", "mlflow", "ui", *where, *store]
-    return state.plus(_spawn(MLFLOW, command, ui, {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})), "started"
+    where = [
+        f"--host={HOST}",
+        f"--port={urlsplit(ui).port}",
+        "--workers=1",
+        f"--artifacts-destination={experiment()[1]}",
+    ]
+    command = [sys.executable, "-m", "mlflow", "ui", *where]
+    # The address of a team's database may hold a password: it goes by the environment, which others cannot read.
+    more = {"MLFLOW_BACKEND_STORE_URI": init_db(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return state.plus(_spawn(MLFLOW, command, ui, more)), f"started{' on the team database' * is_shared()}"
+
+
+def nights_page() -> str:
+    """Return where MLflow's pages compare the nights, below their address."""
+    from genevolve.mlflow_view import page
+    from genevolve.tracking import experiment
+
+    return page(experiment()[0])
 
 
 def _worker(state: State, api: str, pool: str) -> tuple[State, str]:
@@ -156,6 +173,10 @@ def _spawn(name: str, command: list[str], url: str, more: dict[str, str]) -> Dae
     }
     log = FOLDER.absolute() / "logs" / f"{name.replace(' ', '-')}.log"
     return spawn(name, command, token=uuid.uuid4().hex, log=log, environment=environment, url=url)
+
+
+def _has_database() -> bool:
+    return (os.environ.get(PREFECT_URI) or "").startswith("postgresql")
 
 
 def _toml(api: str) -> None:

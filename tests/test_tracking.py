@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from genevolve.tracking import (
     MlflowTracker,
     NullTracker,
     TrackingError,
+    experiment,
     init_db,
     numbers,
     tracker,
@@ -189,3 +191,19 @@ def test_an_ablations_arms_are_nested_in_it_hold_their_stages_and_go_on(track: M
     (arm,) = runs(client, f"tags.mlflow.parentRunId = '{whole.info.run_id}'")
     assert (arm.info.run_name, arm.info.status, arm.data.params["arm"]) == ("sft+grpo-s1", "FINISHED", "sft+grpo")
     assert len(runs(client, f"tags.mlflow.parentRunId = '{arm.info.run_id}'")) == 2
+
+
+def test_the_experiments_pages_open_as_a_table_of_nights(folder: Path, client: Any) -> None:
+    """Only the tags: how MLflow's pages read them is seen in the pictures of benchmarks/screens.py."""
+    tags = client.get_experiment_by_name("genevolve").tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    saved = json.loads(tags["mlflow.sharedViewState.nights"])
+    assert "metrics.`kscore/report`" in json.loads(saved["state"])["selectedColumns"]
+    assert experiment(folder) == (client.get_experiment_by_name("genevolve").experiment_id, str(folder / "artifacts"))
+
+
+def test_what_became_of_a_cycle_is_a_tag_and_its_description(track: MlflowTracker, client: Any) -> None:
+    with track.cycle("c020", {}, "digest"):
+        track.log_outcome("not promoted", "c020 does not take the place of c019.")
+    (run,) = runs(client, "tags.outcome = 'not promoted'")
+    assert (run.data.tags["entry"], run.data.tags["mlflow.note.content"][:4]) == ("digest", "c020")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import sqlite3
@@ -297,6 +298,21 @@ def _disk(needed: float, what: str) -> Finding:
 
 
 def _database() -> Iterator[Finding]:
+    """Look at MLflow's database and, where a team has one for Prefect, at that."""
+    from genevolve import store
+
+    if (os.environ.get(store.PREFECT_URI) or "").startswith("postgresql"):
+        blocks = f"`make serve`: start the database, or unset {store.PREFECT_URI}"
+        yield _postgres("prefect database", os.environ[store.PREFECT_URI], "flow_run", blocks)
+    try:
+        shared = store.is_shared()
+    except GenEvolveError as e:
+        yield Finding("mlflow database", False, str(e), "everything that remembers")
+        return
+    if shared:
+        blocks = f"everything that remembers: start the database, or unset {store.URI}"
+        yield _postgres("mlflow database", os.environ[store.URI], "runs", blocks)
+        return
     path = Path("mlruns/mlflow.db")
     blocks = "the history of runs: run `make setup`; a damaged file can be moved away"
     if not path.exists():
@@ -309,6 +325,17 @@ def _database() -> Iterator[Finding]:
         yield Finding("mlflow.db", False, f"{path}: {e}", blocks)
         return
     yield Finding("mlflow.db", True, f"{runs} runs")
+
+
+def _postgres(what: str, database: str, table: str, blocks: str) -> Finding:
+    from genevolve import store
+
+    try:
+        rows = store.count(database, table)
+    except GenEvolveError as e:
+        return Finding(what, False, str(e), blocks)
+    said = "no tables yet, the first start makes them" if rows is None else f"{rows} runs"
+    return Finding(what, True, f"{store.hidden(database)}: {said}")
 
 
 def _programs() -> Iterator[Finding]:

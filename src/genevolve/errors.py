@@ -32,5 +32,6 @@ class TryLaterError(GenEvolveError):
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether a retry can help: an error of that kind, or a database that another process holds."""
-    return getattr(error, "exit_code", 1) == TRY_LATER or "database is locked" in str(error)
+    """Return whether a retry can help: an error of that kind, or a database that another process holds or that is away."""
+    away = ("database is locked", "psycopg2.OperationalError")
+    return getattr(error, "exit_code", 1) == TRY_LATER or any(words in str(error) for words in away)

@@ -10,6 +10,8 @@ of an archived ledger, from which a campaign begins.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,11 @@ class Ledger(BaseModel):
         while (parent := self.entry(out[-1]).parent) is not None:
             out.append(parent)
         return out
+
+    def digest(self, name: str) -> str:
+        """Return a digest of a cycle's entry and those of its lineage: the same id of another ledger has another one."""
+        entries = [_plain(self.entry(ancestor)) for ancestor in self.lineage(name)]
+        return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
 
     def line(self, name: str) -> list[str]:
         """Return the cycles that descend from the same cold start or root as `name`, the oldest first."""

@@ -5,7 +5,6 @@ One run a cycle, a nested run a stage, traces of the trajectories worth reading,
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import json
 import os
@@ -18,13 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from genevolve import mlflow_view, store
 from genevolve.errors import GenEvolveError
 from genevolve.records import Trajectory
 from genevolve.workspace import folder_digest
 
 FOLDER = Path("mlruns")
-EXPERIMENT = "genevolve"
-MODEL = "genevolve-policy"
 CHAMPION = "champion"
 PREVIOUS = "previous"
 MOVE = "moved."
@@ -42,10 +40,12 @@ class TrackingError(GenEvolveError):
 class Tracker(Protocol):
     """What stages and flows may tell. MlflowTracker remembers it; NullTracker does not."""
 
-    def cycle(self, name: str, params: Mapping[str, Any]) -> Any: ...
+    def cycle(self, name: str, params: Mapping[str, Any], entry: str = "") -> Any: ...
     def arm(self, name: str, params: Mapping[str, Any]) -> Any: ...
     def stage(self, name: str, params: Mapping[str, Any]) -> Any: ...
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
+    def log_outcome(self, outcome: str, words: str) -> None: ...
+    def log_start(self, name: str, metrics: Mapping[str, float], entry: str = "") -> None: ...
     def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
     def log_dataset(self, folder: Path, digest: str, context: str) -> None: ...
     def log_files(self, paths: Iterable[Path], kind: str) -> None: ...
@@ -66,16 +66,33 @@ def tracker(folder: Path = FOLDER) -> Tracker:
 
 
 def init_db(folder: Path = FOLDER) -> str:
-    """Create database and experiment if need be, one process at a time, and return the tracking URI."""
+    """Create tables and experiment if need be, one process at a time, and return the tracking URI.
+
+    Raises TryLaterError where a team's database does not answer, TrackingError where its files are not on this machine.
+    """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    uri = f"sqlite:///{folder.absolute() / 'mlflow.db'}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # first touches at once would corrupt the database
-        mlflow = _mlflow(uri)
-        if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-            mlflow.create_experiment(EXPERIMENT, artifact_location=str(folder.absolute() / "artifacts"))
-    return uri
+    with store.alone(folder):
+        mlflow, name = _mlflow(store.uri(folder)), store.experiment()
+        found = mlflow.get_experiment_by_name(name)
+        if found is None:
+            store.artifacts(folder).mkdir(parents=True, exist_ok=True)
+            mlflow.create_experiment(name, artifact_location=str(store.artifacts(folder)))
+        elif store.is_shared() and not Path(found.artifact_location).is_dir():
+            raise TrackingError(
+                f"the files of the experiment '{name}' lie in {found.artifact_location}, which this machine has not: mount "
+                f"it there, or name another experiment ({store.EXPERIMENT_NAME})"
+            )
+        known = found or mlflow.get_experiment_by_name(name)
+        for key, value in mlflow_view.experiment_tags().items():
+            if known.tags.get(key) != value:
+                mlflow.MlflowClient().set_experiment_tag(known.experiment_id, key, value)
+    return store.uri(folder)
+
+
+def experiment(folder: Path = FOLDER) -> tuple[str, str]:
+    """Return the experiment's id and the folder of its files."""
+    found = _mlflow(init_db(folder)).get_experiment_by_name(store.experiment())
+    return str(found.experiment_id), str(found.artifact_location).removeprefix("file://")
 
 
 def _mlflow(uri: str) -> Any:
@@ -110,18 +127,23 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 class MlflowTracker:
-    """Remembers in sqlite:///FOLDER/mlflow.db, with artifacts in FOLDER/artifacts."""
+    """Remembers in FOLDER/mlflow.db with artifacts in FOLDER/artifacts, or in a team's PostgreSQL (store.py)."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
         self._mlflow = _mlflow(init_db(folder))
         self._client = self._mlflow.MlflowClient()
-        self._experiment = self._mlflow.get_experiment_by_name(EXPERIMENT).experiment_id
+        self._experiment = self._mlflow.get_experiment_by_name(store.experiment()).experiment_id
+        self._model = store.model()
         self._mlflow.set_experiment(experiment_id=self._experiment)  # traces go by it, not by the run
 
     @contextmanager
-    def cycle(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
-        """One run a cycle; the same again when the cycle goes on after a crash. Stages below find it, in any process."""
-        with self._lasting(name, params, "cycle", None):
+    def cycle(self, name: str, params: Mapping[str, Any], entry: str = "") -> Iterator[None]:
+        """One run a cycle; the same again when the cycle goes on after a crash. Stages below find it, in any process.
+
+        `entry` is the digest of what the ledger says of the cycle. In a team's books two ledgers may both have a c002:
+        TrackingError for the second one's.
+        """
+        with self._lasting(name, params, "cycle", None, entry):
             yield
 
     @contextmanager
@@ -132,11 +154,19 @@ class MlflowTracker:
             yield
 
     @contextmanager
-    def _lasting(self, name: str, params: Mapping[str, Any], kind: str, parent: str | None) -> Iterator[None]:
+    def _lasting(
+        self, name: str, params: Mapping[str, Any], kind: str, parent: str | None, entry: str = ""
+    ) -> Iterator[None]:
         where = f"tags.cycle = '{name}' and tags.kind = '{kind}'"
         found = self._runs(where + (f" and tags.mlflow.parentRunId = '{parent}'" if parent else ""))
         run_id = found[0].info.run_id if found else None
-        tags = {"cycle": name, "kind": kind}
+        if store.is_shared() and found and found[0].data.tags.get("entry") != entry:
+            raise TrackingError(
+                f"{name} in the experiment '{store.experiment()}' is a cycle of another ledger, begun on "
+                f"{found[0].data.tags.get('machine')}: work on that ledger (git), or set {store.EXPERIMENT_NAME} to a name "
+                "of your own, which has a champion of its own"
+            )
+        tags = {"cycle": name, "kind": kind, "entry": entry, "machine": _machine()}
         before = os.environ.get(PARENT_VARIABLE)
         with self._open(
             run_id=run_id,
@@ -159,6 +189,8 @@ class MlflowTracker:
         """A run nested in the cycle's. One that a killed process left running is marked as killed."""
         parent = os.environ.get(PARENT_VARIABLE)
         where = f"tags.stage = '{name}' and attributes.status = 'RUNNING'"
+        if store.is_shared():  # another machine's is none of ours
+            where += f" and tags.machine = '{_machine()}'"
         for stale in self._runs(where + (f" and tags.mlflow.parentRunId = '{parent}'" if parent else "")):
             self._client.set_terminated(stale.info.run_id, "KILLED")
         with self._open(
@@ -166,7 +198,7 @@ class MlflowTracker:
             run_name=name,
             nested=parent is not None,
             parent_run_id=parent,
-            tags={"stage": name, "kind": "stage"},
+            tags={"stage": name, "kind": "stage", "machine": _machine()},
         ):
             self._log_params(params)
             try:
@@ -197,6 +229,30 @@ class MlflowTracker:
     def log_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Log the numbers among nested values; texts and lists are passed over."""
         self._mlflow.log_metrics(numbers(metrics))
+
+    def log_outcome(self, outcome: str, words: str) -> None:
+        """Say in a tag what became of a cycle, and why in the run's description."""
+        self._mlflow.set_tags({"outcome": outcome, "mlflow.note.content": words})
+
+    def log_start(self, name: str, metrics: Mapping[str, float], entry: str = "") -> None:
+        """Note once, as the run before the first, what the policy scores that a line of cycles begins with.
+
+        It is called inside the run of a cycle, and takes that one's parameters, so that comparing shows no other differences.
+        """
+        from mlflow.entities import Metric, Param
+
+        found = self._runs(f"tags.cycle = '{name}' and tags.kind = 'cycle' and attributes.status = 'FINISHED'")
+        if found:
+            return
+        cycle = self._client.get_run(self._mlflow.active_run().info.run_id)
+        begin = cycle.info.start_time - 1
+        tags = {"cycle": name, "kind": "cycle", "entry": entry, "machine": _machine(), "outcome": "start"}
+        run_id = self._client.create_run(self._experiment, begin, tags, name).info.run_id
+        params = [Param(key, value) for key, value in cycle.data.params.items()]
+        for i in range(0, len(params), 100):  # the store's batch limit
+            self._client.log_batch(run_id, params=params[i : i + 100])
+        self._client.log_batch(run_id, metrics=[Metric(key, value, begin, 0) for key, value in metrics.items()])
+        self._client.set_terminated(run_id, end_time=begin)
 
     def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Log one point per row and number; a row's `step` is where it stands, else its place in the list."""
@@ -260,11 +316,11 @@ class MlflowTracker:
 
         digest = folder_digest(folder)
         try:
-            self._client.create_registered_model(MODEL)
+            self._client.create_registered_model(self._model)
         except MlflowException as e:
             if e.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        for known in self._client.search_model_versions(f"name = '{MODEL}'"):
+        for known in self._client.search_model_versions(f"name = '{self._model}'"):
             if known.tags.get("digest") == digest and known.tags.get("cycle") == cycle:
                 return str(known.version)
         active = self._mlflow.active_run()
@@ -275,7 +331,7 @@ class MlflowTracker:
         self._client.log_artifacts(run_id, str(folder), where)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{where}"
         tags = {"digest": digest, "cycle": cycle} | {f"score.{k}": f"{v:.6g}" for k, v in numbers(metrics).items()}
-        return str(self._client.create_model_version(MODEL, source=source, run_id=run_id, tags=tags).version)
+        return str(self._client.create_model_version(self._model, source=source, run_id=run_id, tags=tags).version)
 
     def promote(self, version: str, line: str = "", reason: str = "", who: str = "") -> None:
         """Move the alias `champion` to a version, and `previous` to the champion it takes the place of; log the move.
@@ -287,9 +343,9 @@ class MlflowTracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            found = self._client.get_model_version(MODEL, version)
+            found = self._client.get_model_version(self._model, version)
         except MlflowException as e:
-            raise TrackingError(f"there is no version {version} of {MODEL}") from e
+            raise TrackingError(f"there is no version {version} of {self._model}") from e
         if not Path(found.source).is_dir():
             raise TrackingError(f"version {version} cannot be champion: its folder {found.source} is gone")
         before = self._alias(_alias(CHAMPION, line))
@@ -297,8 +353,8 @@ class MlflowTracker:
         if same and [move["version"] for move in self.moves(line)][-1:] == [version]:
             return
         if before is not None and not same:
-            self._client.set_registered_model_alias(MODEL, _alias(PREVIOUS, line), before.version)
-        self._client.set_registered_model_alias(MODEL, _alias(CHAMPION, line), version)
+            self._client.set_registered_model_alias(self._model, _alias(PREVIOUS, line), before.version)
+        self._client.set_registered_model_alias(self._model, _alias(CHAMPION, line), version)
         move = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "who": who or _user(),
@@ -309,7 +365,7 @@ class MlflowTracker:
             "to": str(found.tags.get("cycle", "")),
         }
         key = f"{MOVE}{move['time'].replace(':', '-').replace('+', '_')}.{uuid.uuid4().hex[:6]}"
-        self._client.set_registered_model_tag(MODEL, key, json.dumps(move))
+        self._client.set_registered_model_tag(self._model, key, json.dumps(move))
 
     def rollback(self, line: str = "", reason: str = "", who: str = "") -> str:
         """Move `champion` back to `previous` and return that version; TrackingError where there is none."""
@@ -334,7 +390,7 @@ class MlflowTracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            tags = self._client.get_registered_model(MODEL).tags
+            tags = self._client.get_registered_model(self._model).tags
         except MlflowException:
             return []
         rows = [json.loads(value) for key, value in sorted(tags.items()) if key.startswith(MOVE)]
@@ -349,7 +405,7 @@ class MlflowTracker:
 
     def policies(self) -> list[tuple[str, str, Path]]:
         """Return (version, title of its cycle, folder) of all registered policies; a folder may be gone."""
-        found = self._client.search_model_versions(f"name = '{MODEL}'", max_results=10_000)
+        found = self._client.search_model_versions(f"name = '{self._model}'", max_results=10_000)
         return [(str(v.version), str(v.tags.get("cycle", "")), Path(v.source)) for v in found]
 
     def champion_score(self, line: str = "") -> float | None:
@@ -369,9 +425,9 @@ class MlflowTracker:
 
         try:
             if version.isdigit():
-                found = self._client.get_model_version(MODEL, version)
+                found = self._client.get_model_version(self._model, version)
             else:
-                found = self._client.get_model_version_by_alias(MODEL, version)
+                found = self._client.get_model_version_by_alias(self._model, version)
         except MlflowException as e:
             raise TrackingError(f"no policy '{version}' is registered; `genevolve evolve` registers one a cycle") from e
         folder = Path(found.source)
@@ -383,7 +439,7 @@ class MlflowTracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self._client.get_model_version_by_alias(MODEL, alias)
+            return self._client.get_model_version_by_alias(self._model, alias)
         except MlflowException:
             return None
 
@@ -392,12 +448,14 @@ class NullTracker:
     """Remembers nothing."""
 
     @contextmanager
-    def cycle(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
+    def cycle(self, name: str, params: Mapping[str, Any], entry: str = "") -> Iterator[None]:
         yield
 
     arm = stage = cycle
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
+    def log_outcome(self, outcome: str, words: str) -> None: ...
+    def log_start(self, name: str, metrics: Mapping[str, float], entry: str = "") -> None: ...
     def log_curve(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
     def log_dataset(self, folder: Path, digest: str, context: str) -> None: ...
     def log_files(self, paths: Iterable[Path], kind: str) -> None: ...
@@ -433,6 +491,10 @@ def _user() -> str:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (KeyError, OSError):  # a container's user without a name
         return f"uid {os.getuid()}"
+
+
+def _machine() -> str:
+    return f"{socket.gethostname()}:{Path.cwd()}"
 
 
 def _restore(variable: str, value: str | None) -> None:

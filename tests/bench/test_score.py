@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from genevolve.bench.score import BenchError, BenchRow, bench_rows, overall_values, summarise_scores
+from genevolve.bench.score import BenchError, BenchRow, bench_rows, kscores, overall_values, summarise_scores
 
 from .parts import make_request, make_score, make_trajectory
 
@@ -79,3 +79,22 @@ def test_a_stray_or_a_double_trajectory_is_refused_by_name() -> None:
     twice = make_trajectory(requests[0], make_score())
     with pytest.raises(BenchError, match="two trajectories for rollout 0"):
         bench_rows(requests, [twice, twice])
+
+
+def test_the_kscores_that_nights_are_compared_by_are_those_that_the_gate_pairs() -> None:
+    rows = [
+        BenchRow(make_request(0), make_score(1, 1, 1, 1)),
+        BenchRow(make_request(1), None, valid=False),  # counts 0
+        BenchRow(make_request(2), None),  # the judge failed: left out
+        BenchRow(make_request(3), make_score(0.5, 1, 0, 0)),
+    ]
+    found = kscores(summarise_scores(rows))
+    values = overall_values(rows)
+    assert found["kscore/all"] == pytest.approx(sum(v for v in values.values() if v is not None) / 3)
+    for row in rows:
+        assert f"kscore_track/{row.request.eval_type}" in found or values[row.request.id] is None
+    halves = {half: [values[r.request.id] for r in rows if r.request.half == half] for half in ("gate", "report")}
+    for half, known in halves.items():
+        given = [v for v in known if v is not None]
+        assert found.get(f"kscore/{half}") == (pytest.approx(sum(given) / len(given)) if given else None)
+    assert kscores(summarise_scores([])) == {}

@@ -39,6 +39,14 @@ def test_a_cycle_runs_plain_promotes_and_goes_on_from_the_champion(folder: Path)
     assert (track.champion("tiny"), track.champion()) == ("tiny/c001", None)
     assert (track.policy_folder("champion-tiny") / "w").read_text() == "base-policy 7 evolved"
 
+    (cycle,) = track._runs("tags.cycle = 'tiny/c001' and tags.kind = 'cycle'")
+    (start,) = track._runs("tags.cycle = 'tiny/c000' and tags.kind = 'cycle'")
+    for run, kscore, outcome in ((start, 0.5, "start"), (cycle, 0.6, "promoted")):
+        assert run.data.metrics["kscore/report"] == pytest.approx(kscore)
+        assert run.data.tags["outcome"] == outcome
+    assert cycle.data.tags["mlflow.note.content"] == first["gate"]
+    assert (start.data.params, start.info.start_time) == (cycle.data.params, cycle.info.start_time - 1)
+
     assert evolution_cycle("tiny", 7) == first  # nothing to do: the same numbers, the same times
     further = evolution_cycle("tiny", 7, parent="champion")
     assert (further["cycle"], further["before"]) == ("c002", pytest.approx(0.6045))

@@ -72,6 +72,7 @@ def test_nights_come_one_at_a_time_and_training_has_its_own_pool(deployments: di
     [
         (TryLaterError("a busy lock"), True),
         (RuntimeError("(sqlite3.OperationalError) database is locked"), True),
+        (RuntimeError("(psycopg2.OperationalError) server closed the connection unexpectedly"), True),
         (SettingsError("sampling.k is 0"), False),
         (StageError("the disk is full"), False),
         (KeyError("a fault of ours"), False),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from flows.evolution_cycle import evolution_cycle
 from flows.gate import decided
@@ -50,7 +51,7 @@ def bench(settings: Any, *, dataset: Path, policy: Path, baseline: Path | None, 
     """Score what `gaining` wrote: .5 and all gains on the way from the cold start."""
     gains = [word.split("/") for word in (policy / "w").read_text().split() if word.count("/") == 2]
     score = [0.3 + sum(float(g) + (float(f) if i < 5 else 0) for g, f, _ in gains) + i / 1000 for i in range(10)]
-    scores = {half: {f"q{i}": score[i] for i in range(10)} for half in ("gate", "report")}
+    scores = {half: {f"q{i}": score[i] for i in range(10)} for half in ("gate", "report", "all")}
     (out / "scores.json").write_text(json.dumps(scores))
     return toys.compared(settings, scores, baseline)
 
@@ -246,3 +247,53 @@ def test_a_full_campaign_is_archived_and_the_champion_goes_on_as_its_root(use: C
     assert (track.champion("tiny"), track.previous("tiny")) == ("tiny/c004", "tiny/c001")
     track.rollback("tiny", "to the first campaign's champion")
     assert night()["parent"] == "c003"  # which is the root's policy
+
+
+def test_the_benchmark_of_nights_tells_what_they_came_to(use: Callable[..., None], tmp_path: Path) -> None:
+    from benchmarks.nights import plot, schedule, told
+    from genevolve.operations.journal import last_nights
+
+    for gain in (-0.2, 0.1, 0.05):
+        use(evolve=gaining(gain), bench=bench)
+        night()
+    with pytest.raises(SettingsError, match="no_such"):
+        night("bench.no_such=1")  # this one comes to no cycle
+    times = [(n.began.isoformat(), n.ended.isoformat()) for n in last_nights("tiny", 9)[::-1]]
+    states = ["COMPLETED"] * 3 + ["FAILED"]
+    runs = [
+        {
+            "state": {"type": state, "name": state.title(), "message": "said"},
+            "expected_start_time": began,
+            "start_time": began,
+            "end_time": ended,
+            "total_run_time": 2.0,
+            "auto_scheduled": True,
+        }
+        for (began, ended), state in zip(times, states, strict=True)
+    ]
+    away = [
+        {"state": {"type": kind, "name": name}} for kind, name in (("CANCELLED", "Cancelled"), ("CRASHED", "Crashed"))
+    ]
+    result = told(tmp_path, "tiny", [*runs, *away])
+    nights = result["nights"]
+    assert [(n["cycle"], n["parent"], n["promoted"], n["champion"]) for n in nights] == [
+        ("c001", "c000", False, None),
+        ("c002", "c000", True, "c002"),
+        ("c003", "c002", True, "c003"),
+        ("", None, False, "c003"),
+    ]
+    assert nights[0]["gate"].startswith("c001 does not take the place of c000: -0.2000")
+    assert "no_such" in nights[3]["gate"]
+    assert [n["kscore"]["gate"] for n in nights] == pytest.approx([0.3045, 0.4045, 0.4545, 0.4545])
+    assert (result["gain"]["report"], result["falls"]["gate"]) == (pytest.approx(0.15), 0)
+    assert (result["promoted"], result["cancelled"], result["skipped"], result["crashed"]) == (2, 1, 0, 1)
+    assert nights[1]["stages"].keys() == {"c002/trained", "c002/bench"}
+    plot({**result, "seed": 7}, tmp_path / "nights.png")
+    assert (tmp_path / "nights.png").stat().st_size > 10_000
+    file = tmp_path / "prefect.yaml"
+    file.write_text((Path(__file__).parents[2] / "prefect.yaml").read_text())
+    schedule(file, 7, "tiny", 3)
+    nightly = next(d for d in yaml.safe_load(file.read_text())["deployments"] if d["name"] == "nightly")
+    assert nightly["schedules"] == [{"cron": "*/7 * * * *", "timezone": "UTC", "active": True}]
+    assert (nightly["parameters"]["profile"], nightly["parameters"]["seed"]) == ("tiny", 3)
+    assert (nightly["parameters"]["parent"], nightly["concurrency_limit"]["limit"]) == ("champion", 1)

@@ -189,7 +189,7 @@ def test_who_answers_is_found_out_and_a_stranger_is_one_sentence(folder: Path, m
     with server(lambda path, _: {"/health": "plain:OK", "/version": "plain:3.17.2"}.get(path)) as address:
         assert addresses.mlflow_version(address) == "3.17.2"
         assert addresses.prefect_version(f"{address}/api") is None
-        assert not addresses.mlflow_is_ours(address, Path("mlruns"))
+        assert not addresses.mlflow_is_ours(address, str(folder / "mlruns" / "artifacts"))
         with pytest.raises(
             ServeError, match=r"port \d+ is taken by something that is not a Prefect server; free it, or"
         ):
@@ -197,7 +197,7 @@ def test_who_answers_is_found_out_and_a_stranger_is_one_sentence(folder: Path, m
     addresses.refuse_stranger(address, "a Prefect server", addresses.PREFECT_PORT)  # it is gone
     experiment = {"experiment": {"artifact_location": str(folder / "mlruns" / "artifacts")}}
     with server(lambda path, _: experiment if "get-by-name" in path else None) as address:
-        assert addresses.mlflow_is_ours(address, Path("mlruns"))
+        assert addresses.mlflow_is_ours(address, str(folder / "mlruns" / "artifacts"))
 
 
 def test_a_port_that_is_none_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,27 @@ def summarise_scores(rows: Sequence[BenchRow]) -> dict[str, Any]:
     return {"all": _summary(rows), "splits": splits}
 
 
+def kscores(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the KScore of a summary and of its splits under the names that nights are compared by.
+
+    `kscore/all`, `kscore/gate`, `kscore/report`, `kscore_track/...`, `kscore_difficulty/...`, `kscore_category/...`; each as
+    in `overall_values`, a rollout without a program counting 0 and one whose judge failed left out.
+    """
+    groups = {"kscore/all": summary["all"]}
+    names = {
+        "half": "kscore",
+        "eval_type": "kscore_track",
+        "difficulty": "kscore_difficulty",
+        "category": "kscore_category",
+    }
+    for split, name in names.items():
+        groups |= {f"{name}/{value}": group for value, group in summary["splits"].get(split, {}).items()}
+    counted = {
+        name: (g["judged"], g["judged"] + g["invalid_programs"], g["overall"] or 0.0) for name, g in groups.items()
+    }
+    return {name: mean * judged / n for name, (judged, n, mean) in counted.items() if n}
+
+
 def overall_values(rows: Sequence[BenchRow]) -> dict[str, float | None]:
     """Return request id -> overall, the mean of its rollouts, for a paired comparison.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -67,13 +66,13 @@ def mlflow_version(url: str) -> str | None:
     return version if version and text(f"{url}/health") == "OK" else None
 
 
-def mlflow_is_ours(url: str, folder: Path) -> bool:
-    """Return whether the MLflow server at `url` shows the experiment whose artifacts lie in folder/artifacts."""
-    from genevolve.tracking import EXPERIMENT
+def mlflow_is_ours(url: str, place: str) -> bool:
+    """Return whether the MLflow server at `url` shows our experiment, the one whose files lie in `place`."""
+    from genevolve.store import experiment
 
-    found = call(f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}")
-    place = found.get("experiment", {}).get("artifact_location", "") if isinstance(found, dict) else ""
-    return str(place).removeprefix("file://") == str(folder.absolute() / "artifacts")
+    found = call(f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name={experiment()}")
+    there = found.get("experiment", {}).get("artifact_location", "") if isinstance(found, dict) else ""
+    return str(there).removeprefix("file://") == place
 
 
 def refuse_stranger(url: str, what: str, variable: str) -> None:

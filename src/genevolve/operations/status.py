@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from genevolve import store
 from genevolve.doctor import NEEDED_GB
 from genevolve.errors import GenEvolveError
 from genevolve.operations import FOLDER, journal
@@ -47,7 +48,7 @@ def status(line: str = "", folder: Path = FOLDER) -> list[str]:
 
 
 def _champion(line: str) -> str:
-    if not (MLRUNS / "mlflow.db").exists():  # looking would create it
+    if not store.exists(MLRUNS):  # looking would create it
         return "none: no cycle has run here"
     from genevolve.tracking import MlflowTracker
 
@@ -59,7 +60,7 @@ def _champion(line: str) -> str:
         score = track.champion_score(line)
         moves = track.moves(line)
     except Exception as error:  # a locked or damaged database, in MLflow's many words for it
-        return f"unknown: {MLRUNS / 'mlflow.db'} cannot be read ({type(error).__name__})"
+        return f"unknown: {store.name(MLRUNS)} cannot be read ({type(error).__name__})"
     kscore = "" if score is None else f", KScore {score:.4f} on the report half"
     since = _since(cycle, moves, line)
     return f"{cycle}{kscore}{f', since {since}' if since else ''}"
