@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from flows.deploy import POOLS, make_pools
 from flows.dvc import python_path
+from flows.lost import end_lost_runs
 from genevolve.errors import SettingsError
 from genevolve.files import write_whole
 from genevolve.operations import FOLDER
@@ -42,6 +43,9 @@ MARK = "# Written by `make serve`, removed by `make stop`: the server that `pref
 WORKER = "worker"
 QUERY = "PREFECT_WORKER_QUERY_SECONDS"
 """How often a worker asks for runs: Prefect's own ten seconds are a wait at every run by hand."""
+LEASES, ON_DISK = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
+"""Where the server notes who holds a deployment's place. In its memory, as is its default, a killed server would forget the
+holders but not that the places are taken: no run could ever begin again."""
 SECONDS = 600.0
 """Most that a start may take on a busy machine."""
 
@@ -65,6 +69,7 @@ def start(pool: str = POOLS[0], pages: bool = True) -> list[str]:
             wait_until(server, lambda: prefect_version(api) is not None, SECONDS)
         make_pools(api)
         lines.append(f"Pools      {', '.join(POOLS)}")
+        lines += [f"Cut off    {name}: the next run goes on from there" for name in end_lost_runs(api)]
         state, how = _worker(state, api, pool)
         lines.append(f"Worker     {pool}   {how}")
         if pages and (daemon := state.alive(MLFLOW)) is not None:
@@ -104,7 +109,7 @@ def _server(state: State, api: str) -> tuple[State, str]:
     refuse_stranger(api, "a Prefect server", PREFECT_PORT)
     port = urlsplit(api).port or 80
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    return state.plus(_spawn(SERVER, command, api, {API: api})), "started"
+    return state.plus(_spawn(SERVER, command, api, {API: api, LEASES: ON_DISK})), "started"
 
 
 def _pages(state: State, ui: str) -> tuple[State, str]:

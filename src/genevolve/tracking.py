@@ -289,6 +289,7 @@ class MlflowTracker:
         try:
             found = self._client.get_model_version(MODEL, version)
         except MlflowException as e:
+            _raise_unless_absent(e)
             raise TrackingError(f"there is no version {version} of {MODEL}") from e
         if not Path(found.source).is_dir():
             raise TrackingError(f"version {version} cannot be champion: its folder {found.source} is gone")
@@ -335,7 +336,8 @@ class MlflowTracker:
 
         try:
             tags = self._client.get_registered_model(MODEL).tags
-        except MlflowException:
+        except MlflowException as e:
+            _raise_unless_absent(e)
             return []
         rows = [json.loads(value) for key, value in sorted(tags.items()) if key.startswith(MOVE)]
         return [row for row in rows if row["line"] == line]
@@ -373,6 +375,7 @@ class MlflowTracker:
             else:
                 found = self._client.get_model_version_by_alias(MODEL, version)
         except MlflowException as e:
+            _raise_unless_absent(e)
             raise TrackingError(f"no policy '{version}' is registered; `genevolve evolve` registers one a cycle") from e
         folder = Path(found.source)
         if not folder.is_dir():
@@ -384,7 +387,8 @@ class MlflowTracker:
 
         try:
             return self._client.get_model_version_by_alias(MODEL, alias)
-        except MlflowException:
+        except MlflowException as e:
+            _raise_unless_absent(e)
             return None
 
 
@@ -422,6 +426,12 @@ class NullTracker:
 
     def page(self, path: str) -> str:
         return ""
+
+
+def _raise_unless_absent(error: Any) -> None:
+    """Raise MLflow's error again unless it says that there is no such thing: a locked database is not an empty registry."""
+    if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        raise error
 
 
 def _alias(alias: str, line: str) -> str:
