@@ -69,9 +69,10 @@ def start(pool: str = POOLS[0], pages: bool = True) -> list[str]:
             wait_until(server, lambda: prefect_version(api) is not None, SECONDS)
         make_pools(api)
         lines.append(f"Pools      {', '.join(POOLS)}")
-        lines += [f"Cut off    {name}: the next run goes on from there" for name in end_lost_runs(api)]
+        lost = end_lost_runs(api)
         state, how = _worker(state, api, pool)
         lines.append(f"Worker     {pool}   {how}")
+        lines += [f"Cut off    {name}: the next run goes on from there" for name in lost]
         if pages and (daemon := state.alive(MLFLOW)) is not None:
             wait_until(daemon, lambda: mlflow_version(ui) is not None, SECONDS)
         return [*lines, f"Logs       {FOLDER / 'logs'}", "Next       make deploy; genevolve status; make stop"]
