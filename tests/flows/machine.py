@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import yaml
 
 from genevolve.operations.daemons import TOKEN, State
 from tests.flows import toys
@@ -85,3 +86,17 @@ class Machine:
             if ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         return found
+
+
+def with_dvc(machine: Machine, project: Path, remote: Path) -> Machine:
+    """Make the folder a DVC project of the real pipeline, without the dependencies on our sources."""
+    pipeline = yaml.safe_load((project / "dvc.yaml").read_text())
+    for stage in pipeline["stages"].values():
+        body = stage.get("do", stage)
+        body["deps"] = [d for d in body["deps"] if not d.startswith("src/")] or ["params.yaml"]
+    (machine.folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    subprocess.run(["git", "init", "-q"], cwd=machine.folder, check=True)
+    (machine.folder / ".dvc").mkdir()
+    config = f"[core]\n    analytics = false\n    remote = shared\n['remote \"shared\"']\n    url = {remote}\n"
+    (machine.folder / ".dvc" / "config").write_text(config)
+    return machine

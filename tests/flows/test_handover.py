@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -22,21 +21,7 @@ from genevolve.operations.addresses import call
 from genevolve.profiles import load
 from genevolve.tracking import SWITCH_VARIABLE
 from genevolve.workspace import Workspace
-from tests.flows.machine import Machine, free_ports
-
-
-def with_dvc(machine: Machine, project: Path, remote: Path) -> Machine:
-    """Make the folder a DVC project of the real pipeline, without the dependencies on our sources."""
-    pipeline = yaml.safe_load((project / "dvc.yaml").read_text())
-    for stage in pipeline["stages"].values():
-        body = stage.get("do", stage)
-        body["deps"] = [d for d in body["deps"] if not d.startswith("src/")] or ["params.yaml"]
-    (machine.folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
-    subprocess.run(["git", "init", "-q"], cwd=machine.folder, check=True)
-    (machine.folder / ".dvc").mkdir()
-    config = f"[core]\n    analytics = false\n    remote = shared\n['remote \"shared\"']\n    url = {remote}\n"
-    (machine.folder / ".dvc" / "config").write_text(config)
-    return machine
+from tests.flows.machine import Machine, free_ports, with_dvc
 
 
 @pytest.fixture
