@@ -44,10 +44,14 @@ def _prepare_import() -> None:
     _mend(Path(IMPORT))
     if not Path(IMPORT).exists():  # only before the first dataset was recorded
         if Path("data").exists():  # DVC would put the copy inside it
-            raise StageError(f"data/ is here without {IMPORT}: bring {IMPORT} back (git checkout {IMPORT}), or move data/ away")
+            raise StageError(
+                f"data/ is here without {IMPORT}: bring {IMPORT} back (git checkout {IMPORT}), or move data/ away"
+            )
         _dvc("import-url", "--no-download", "build/dataset", "data")
     recorded = read_yaml(IMPORT)
-    if recorded.get("frozen") and "md5" not in recorded["outs"][0]:  # as --no-download leaves it; a user may freeze his own
+    if (
+        recorded.get("frozen") and "md5" not in recorded["outs"][0]
+    ):  # as --no-download leaves it; a user may freeze his own
         _dvc("unfreeze", IMPORT)
 
 

@@ -34,7 +34,9 @@ def end_lost_runs(api: str) -> list[str]:
 def _open_runs(api: str, which: dict[str, Any]) -> list[dict[str, Any]]:
     if not all(condition["any_"] for condition in which.values()):
         return []
-    found: list[dict[str, Any]] = call(f"{api}/flow_runs/filter", {"flow_runs": {**which, "state": {"type": {"any_": OPEN}}}})
+    found: list[dict[str, Any]] = call(
+        f"{api}/flow_runs/filter", {"flow_runs": {**which, "state": {"type": {"any_": OPEN}}}}
+    )
     return found or []
 
 

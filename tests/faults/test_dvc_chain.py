@@ -17,14 +17,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults]
 BUSY = "another run holds DVC's lock"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, project: Path) -> dict[str, str]:
-    whole = Project(tmp_path_factory.mktemp("dvc") / "undisturbed", project, **{SWITCH_VARIABLE: "off"})
-    whole.ok("genevolve", "evolve")
-    assert whole.switches.calls() == ONCE
-    return digests(whole.folder)
-
-
 class Night:
     """One cycle that meets the same fault in one stage after the other, each time started again."""
 
@@ -41,7 +33,7 @@ class Night:
         work = psutil.Process(switches.met(stage, command.at_work))
         dvc, everything = dvc_of(work.pid), tree(command.pid)
         assert {command.pid, dvc.pid, work.pid} <= {p.pid for p in everything}
-        getattr(self, self.fault.replace(" ", "_"))(command, dvc, work, stage)
+        getattr(self, self.fault)(command, dvc, work, stage)
         if self.at_work is None:
             for process in everything:
                 wait_for(lambda process=process: gone(process), f"{process} is left behind")
@@ -91,7 +83,7 @@ class Night:
         self.project.switches.release(stage)
 
 
-FAULTS = ("stage", "dvc", "flow and dvc", "flow", "all at once")
+FAULTS = ("stage", "dvc", "flow_and_dvc", "flow", "all_at_once")
 MARKED = [pytest.param(f, marks=pytest.mark.xdist_group(f"dvc chain {i % 2}")) for i, f in enumerate(FAULTS)]
 
 
@@ -106,14 +98,14 @@ def night(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "the end"])
-def test_kill_9(night: Night, stage: str, undisturbed: dict[str, str]) -> None:
+def test_kill_9(night: Night, stage: str, undisturbed_dvc: dict[str, str]) -> None:
     if stage != "the end":
         night.disturb(stage)
     else:
         command = night.at_work or night.project.start()
         assert command.end() == 0, command.said()
         night.at_work = None
-        assert digests(night.project.folder) == undisturbed
+        assert digests(night.project.folder) == undisturbed_dvc
     expected = {k for k in ONCE if STAGES.index(k.split()[0]) <= STAGES.index(stage)} if stage in STAGES else set(ONCE)
     calls = night.project.switches.calls()
     assert set(calls.values()) == {1}, calls  # nothing was made, or paid for, twice

@@ -78,10 +78,24 @@ def night(line: str, folder: Path = FOLDER, run: str = "") -> Iterator[dict[str,
             yield numbers
         except BaseException as error:
             stopped = not isinstance(error, Exception)  # Ctrl-C, or `make stop`
-            _note(line, began, "stopped" if stopped else "failed", " ".join(str(error).split())[:500], {"run": run}, folder)
+            _note(
+                line,
+                began,
+                "stopped" if stopped else "failed",
+                " ".join(str(error).split())[:500],
+                {"run": run},
+                folder,
+            )
             raise
         else:
-            _note(line, began, "promoted" if numbers.get("promoted") else "not promoted", "", {**numbers, "run": run}, folder)
+            _note(
+                line,
+                began,
+                "promoted" if numbers.get("promoted") else "not promoted",
+                "",
+                {**numbers, "run": run},
+                folder,
+            )
         finally:
             with suppress(OSError):  # a full disk must not hide the error that it caused
                 _say(lock, "")
