@@ -20,7 +20,7 @@ from tests.flows import toys
 FOLDER = "GENEVOLVE_FAULTS"
 STAGES = ("build", "cold_start", "bench_cold", "evolve", "bench")
 RECORDS = 6
-PATIENCE = 120.0
+PATIENCE = 600.0
 """Seconds that anything here is waited for: only a test that fails waits so long."""
 
 

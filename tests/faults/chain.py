@@ -24,11 +24,12 @@ class Project(Machine):
 
     def __init__(self, folder: Path, project: Path, **environment: str) -> None:
         path = [HERE / "site", project / "src", project]
-        places = {"DVC_SITE_CACHE_DIR": str(folder / "site"), bodies.FOLDER: str(folder / "faults")}
+        outside = folder.with_name(f"{folder.name}-outside")  # of a disk that may be full
+        places = {"DVC_SITE_CACHE_DIR": str(folder / "site"), bodies.FOLDER: str(outside)}
         more = {"PYTHONPATH": os.pathsep.join(map(str, path)), **places, **environment}
         super().__init__(folder, project, **more)
         with_dvc(self, project, folder / "remote")
-        self.switches = Switches(folder / "faults")
+        self.switches = Switches(outside)
 
     def start(self, *arguments: str) -> Command:
         return Command(self, *arguments)
@@ -41,7 +42,7 @@ class Command:
 
     def __init__(self, project: Project, *arguments: str) -> None:
         Command.number += 1
-        self.log = project.folder / "home" / f"{Command.number}.log"
+        self.log = project.switches.folder / f"{Command.number}.log"
         with self.log.open("wb") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "genevolve", "evolve", *arguments],

@@ -5,8 +5,8 @@ is the system message: a Markdown file, ours in `rubrics/` or the user's. What s
 fenced as JSON (`services.fence`).
 
 A judgement that fails (no answer, no usable JSON after TRIES questions, a picture that is none) is missing with its
-reason; a refused key, a spent budget or a service that is down (`services.steady`) ends the command. Each question is paid once (family `kscore`, `sufficiency`), and
-every raw answer stands in `notes`, which the stages keep beside the score.
+reason; a refused key, a spent budget or a service that is down (`services.steady`) ends the command. Each question is paid
+once (family `kscore`, `sufficiency`), and every raw answer stands in `notes`, which the stages keep beside the score.
 """
 
 from __future__ import annotations

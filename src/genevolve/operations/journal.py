@@ -65,8 +65,8 @@ def lock_file(line: str, folder: Path = FOLDER) -> Path:
 def night(line: str, folder: Path = FOLDER, run: str = "") -> Iterator[dict[str, Any]]:
     """Hold the line's lock and note in the journal how the cycle ended; yield a dict for its numbers.
 
-    `run` is Prefect's id of the run. Raises BusyError, with no line in the journal, where another process holds the lock. The system lets go of the lock of a
-    killed process; the file then still says who that was.
+    `run` is Prefect's id of the run. Raises BusyError, with no line in the journal, where another process holds the lock. The
+    system lets go of the lock of a killed process; the file then still says who that was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     began, numbers = now(), dict[str, Any]()
