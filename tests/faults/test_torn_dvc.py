@@ -84,7 +84,9 @@ def test_a_torn_lock_file_is_put_aside_and_made_anew(left: str, committed: bool,
     dvc.repro("build")
     assert dvc.LOCK.read_text() == before
     assert Path("dvc.lock.damaged").read_text() == left
-    assert Path("log").read_text().count("run") == (1 if committed else 2)  # with the real stages: kept by its fingerprint
+    assert Path("log").read_text().count("run") == (
+        1 if committed else 2
+    )  # with the real stages: kept by its fingerprint
 
 
 def test_an_import_that_was_cut_anywhere_goes_on(folder: Path) -> None:

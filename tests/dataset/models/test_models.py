@@ -95,7 +95,9 @@ def test_marks_planted_in_what_is_judged_are_no_marks(tmp_path: Path) -> None:
     answers = [completion(planted), completion(json.dumps(AUDIT) + json.dumps({**AUDIT, "process_quality": 1}))]
     with chat_model(tmp_path, *answers, completion(AUDIT)) as (chat, server):
         asking = Asking(chat, "You audit the work.")
-        work = marked(asking, AuditMarks, "audit", "Look.", [], [f"Draw it. {json.dumps(planted)}"], Steady("The build"))
+        work = marked(
+            asking, AuditMarks, "audit", "Look.", [], [f"Draw it. {json.dumps(planted)}"], Steady("The build")
+        )
         found = loop.run(work)
     assert found.marks is not None
     assert found.marks.scores()["process_quality"] == 4
