@@ -38,7 +38,7 @@ export MALLOC_TRIM_THRESHOLD_ := 1073741824
 # Idle threads sleep instead of spinning: on a busy machine two spinning teams of threads starve each other.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help setup team-books evolve test test-slow check ui serve deploy stop clean
+.PHONY: help setup team-books evolve test test-slow faults check ui serve deploy stop clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -63,7 +63,10 @@ test: setup  ## the tests, but for the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-slow: setup  ## the tests that only a long path proves: two machines, several processes at once
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'slow and not faults'
+
+faults: setup  ## every stage by every fault: kills, full disks, locked and torn files (docs/operations.md)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m faults --durations=0 --durations-min=1
 
 check: setup  ## style, types, layers
 	$(BIN)/ruff check src flows tests benchmarks

@@ -34,12 +34,14 @@ def one_at_a_time(function: Callable[P, dict[str, Any]]) -> Callable[P, dict[str
         if late := too_late(given.arguments["late_minutes"]):
             journal.skipped(line, late)
             return Cancelled(name="Skipped", message=late)
+        context = FlowRunContext.get()
+        run = str(context.flow_run.id) if context and context.flow_run else ""
         try:
-            with journal.night(line) as numbers:
+            with journal.night(line, run=run) as numbers:
                 numbers.update(function(*args, **kwargs))
                 return dict(numbers)
         except journal.BusyError as busy:
-            if FlowRunContext.get() is None:
+            if context is None:
                 raise
             journal.skipped(line, str(busy))
             return Cancelled(name="Skipped", message=str(busy))

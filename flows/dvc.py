@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -21,23 +23,61 @@ RESTORE_ONLY = "GENEVOLVE_RESTORE_ONLY"
 """Environment variable under which `genevolve stage` refuses to work: another machine has done it."""
 NO_REMOTE = ("no remote specified", "config file error", "unsupported")
 """What DVC says where sending or fetching again is of no use."""
-BUSY = "Unable to acquire lock"
+BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
+"""What DVC says where another process holds its lock, or works on the same stage."""
+WORKERS = Path(".dvc/tmp/rwlock")
+"""DVC's own list of which process works on which path."""
 WAIT_SECONDS, TRIES = 5.0, 120
 """A busy lock fails at once: another run, or the orphan of a killed one. Wait for it up to ten minutes."""
 
 
 def repro(stage: str) -> None:
     """Bring one stage up to date and nothing else; raise StageError when it fails, TryLaterError when that may pass."""
-    if stage == IMPORT and not Path(IMPORT).exists():  # only before the first dataset was recorded
-        _dvc("import-url", "-q", "build/dataset", "data")
-        _dvc("unfreeze", "-q", IMPORT)
+    _mend(LOCK)
+    if stage == IMPORT:
+        _prepare_import()
+    _dvc("repro", "-s", stage)
+
+
+def _prepare_import() -> None:
+    """See that data.dvc is there. A kill at any point leaves what the next start goes on from: DVC copies only afterwards."""
+    _mend(Path(IMPORT))
+    if not Path(IMPORT).exists():  # only before the first dataset was recorded
+        if Path("data").exists():  # DVC would put the copy inside it
+            raise StageError(
+                f"data/ is here without {IMPORT}: bring {IMPORT} back (git checkout {IMPORT}), or move data/ away"
+            )
+        _dvc("import-url", "--no-download", "build/dataset", "data")
+    recorded = read_yaml(IMPORT)
+    if (
+        recorded.get("frozen") and "md5" not in recorded["outs"][0]
+    ):  # as --no-download leaves it; a user may freeze his own
+        _dvc("unfreeze", IMPORT)
+
+
+def _mend(path: Path) -> None:
+    """Put a file aside that a kill of DVC tore in the middle of its writing; what git has of it, if anything, takes its place.
+
+    Nothing is run again for it that lies here: a stage is found by its fingerprint (stages/runner.py), and recorded anew.
+    """
+    try:
+        torn = path.exists() and not (path.stat().st_size and isinstance(yaml.safe_load(path.read_text("utf-8")), dict))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        torn = True
+    if not torn:
         return
-    _dvc("repro", "-q", "-s", stage)
+    path.replace(path.with_name(f"{path.name}.damaged"))
+    committed = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True)
+    if committed.returncode == 0:
+        write_whole(path, committed.stdout)
+    elif path == Path(IMPORT):  # of the first import, whose copy is made again
+        shutil.rmtree("data", ignore_errors=True)
+    print(f"{path} was damaged, as a kill leaves it, and lies in {path}.damaged", file=sys.stderr, flush=True)
 
 
 def add(folder: Path) -> None:
     """Have DVC keep a folder that no stage makes."""
-    _dvc("add", "-q", str(folder))
+    _dvc("add", str(folder))
 
 
 def cache() -> Path:
@@ -52,12 +92,12 @@ def cache() -> Path:
 
 def collect() -> None:
     """Remove what no branch, no tag and not the working tree refers to from DVC's cache."""
-    _dvc("gc", "-q", "-f", "-w", "-a", "-T")
+    _dvc("gc", "-f", "-w", "-a", "-T")
 
 
 def confirm(stage: str) -> None:
     """Raise StageError unless a stage is up to date as DVC sees it; it is not run here."""
-    _dvc("repro", "-q", "-s", stage, environment={RESTORE_ONLY: "1"})
+    _dvc("repro", "-s", stage, environment={RESTORE_ONLY: "1"})
 
 
 def lock_entry(stage: str) -> dict[str, Any]:
@@ -88,16 +128,43 @@ def _dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
         code, errors = _call(arguments, environment or {})
         if code == 0:
             return
-        if BUSY not in errors:
+        if _free_workers(errors):
+            continue
+        busy = any(text in errors for text in BUSY)
+        if not busy:
             break
         if attempt == 0:
             print("another run holds DVC's lock; waiting for it to end", file=sys.stderr, flush=True)
         time.sleep(WAIT_SECONDS)
-    passing = BUSY in errors or _reason(errors).endswith(MAY_PASS)
+    passing = busy or _reason(errors).endswith(MAY_PASS)
     if arguments[0] in ("push", "pull"):
         passing = not any(text in errors for text in NO_REMOTE)
     kind = TryLaterError if passing else StageError
-    raise kind(f"dvc {' '.join(arguments)}: {_reason(errors) or f'exit code {code}'}")
+    ended = f"exit code {code}" if code > 0 else f"killed (signal {-code}); the same command goes on from here"
+    raise kind(f"dvc {' '.join(arguments)}: {_reason(errors) or ended}")
+
+
+def _free_workers(errors: str) -> bool:
+    """Remove DVC's list of who works where, if a kill tore it or if it names a process that is no DVC; say whether it did.
+
+    DVC itself drops processes that are gone, but after a restart of the machine their numbers belong to others.
+    """
+    named = [int(pid) for pid in re.findall(r"\(PID (\d+)\): ", errors)]
+    if "RWLock-file" not in errors and (not named or any(_is_dvc(pid) for pid in named)):
+        return False
+    WORKERS.unlink(missing_ok=True)
+    return True
+
+
+def _is_dvc(pid: int) -> bool:
+    import psutil
+
+    try:
+        return any(Path(word).name == "dvc" for word in psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # somebody else's: it may be one
+        return True
 
 
 def python_path() -> str:
@@ -116,10 +183,14 @@ def _reason(errors: str) -> str:
 
 
 def _call(arguments: tuple[str, ...], more: Mapping[str, str]) -> tuple[int, str]:
-    """Run dvc with its output passed on as it comes; return (exit code, what it wrote to stderr)."""
+    """Run dvc with what it says to stderr passed on as it comes; return (exit code, that text).
+
+    Its chatter on stdout is dropped here: with -q it would keep its errors to itself, too.
+    """
     command = [sys.executable, "-m", "dvc", *arguments]
+    environment = {**_environment(), **more}
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, env={**_environment(), **more}, text=True, bufsize=0
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True, bufsize=0
     ) as process:
         assert process.stderr is not None
         kept: list[str] = []

@@ -9,11 +9,11 @@ from flows.gate import decided
 from flows.plain import task
 from genevolve.errors import SettingsError, StageError
 from genevolve.files import write_whole
-from genevolve.housekeeping import ARCHIVE, room
+from genevolve.housekeeping import ARCHIVE, room, was_promoted
 from genevolve.ledger import Ledger
 from genevolve.records import write_jsonl
 from genevolve.settings import Settings
-from genevolve.tracking import Tracker
+from genevolve.tracking import NullTracker, Tracker
 from genevolve.workspace import Workspace
 
 
@@ -57,6 +57,13 @@ def _open_night(
                 "make one of this ledger champion (genevolve promote cNNN --reason ...)"
             )
     else:
+        promoted = [*ledger.roots, *(c for c in ledger.cycles if was_promoted(workspace, c))]
+        if promoted and not isinstance(track, NullTracker):
+            lost = promoted[-1]
+            raise SettingsError(
+                f"the registry names no champion, though the gate made {lost} one: bring mlruns/mlflow.db back, or say which "
+                f"cycle to go on from (--parent {lost})"
+            )
         ledger, first = ledger.open_cycle(settings)
         if not decided(workspace, first):
             return ledger, first

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from flows.deploy import POOLS, make_pools
 from flows.dvc import python_path
+from flows.lost import end_lost_runs
 from genevolve.errors import SettingsError
 from genevolve.files import write_whole
 from genevolve.operations import FOLDER
@@ -43,6 +44,9 @@ MARK = "# Written by `make serve`, removed by `make stop`: the server that `pref
 WORKER = "worker"
 QUERY = "PREFECT_WORKER_QUERY_SECONDS"
 """How often a worker asks for runs: Prefect's own ten seconds are a wait at every run by hand."""
+LEASES, ON_DISK = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
+"""Where the server notes who holds a deployment's place. In its memory, as is its default, a killed server would forget the
+holders but not that the places are taken: no run could ever begin again."""
 SECONDS = 600.0
 """Most that a start may take on a busy machine."""
 
@@ -66,8 +70,10 @@ def start(pool: str = POOLS[0], pages: bool = True) -> list[str]:
             wait_until(server, lambda: prefect_version(api) is not None, SECONDS)
         make_pools(api)
         lines.append(f"Pools      {', '.join(POOLS)}")
+        lost = end_lost_runs(api)
         state, how = _worker(state, api, pool)
         lines.append(f"Worker     {pool}   {how}")
+        lines += [f"Cut off    {name}: the next run goes on from there" for name in lost]
         if pages:
             if (daemon := state.alive(MLFLOW)) is not None:
                 wait_until(daemon, lambda: mlflow_version(ui) is not None, SECONDS)
@@ -107,7 +113,8 @@ def _server(state: State, api: str) -> tuple[State, str]:
     refuse_stranger(api, "a Prefect server", PREFECT_PORT)
     port = urlsplit(api).port or 80
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    return state.plus(_spawn(SERVER, command, api, {API: api})), f"started{' on the team database' * _has_database()}"
+    started = f"started{' on the team database' * _has_database()}"
+    return state.plus(_spawn(SERVER, command, api, {API: api, LEASES: ON_DISK})), started
 
 
 def _pages(state: State, ui: str) -> tuple[State, str]:

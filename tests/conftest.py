@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ os.environ.update(
         "TRANSFORMERS_OFFLINE": "1",
     }
 )
+os.environ.setdefault("DVC_SITE_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"dvc-of-tests-{os.getuid()}"))
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 for variable in (
     "GENEVOLVE_PROFILE",

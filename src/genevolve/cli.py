@@ -400,7 +400,8 @@ def stage(
         raise StageError(f"the GPU machine's result of {name} {cycle} is not here as DVC sees it, and is not made here")
     done = run_job(job(name, cycle, Workspace.with_dvc()))
     typer.echo(
-        f"{name} {cycle}: {done['seconds']} s, {done['peak_memory_mb']} MB" + (", kept" if done["skipped"] else "")
+        f"{name} {cycle}: {done['seconds']} s, {done['peak_memory_mb']} MB" + (", kept" if done["skipped"] else ""),
+        err=True,  # flows/dvc.py passes it on
     )
 
 

@@ -54,7 +54,7 @@ def kept(workspace: Workspace, track: Tracker, retention: Retention) -> set[str]
     recent = cycles[-retention.cycles :]
     roots = [*recent, *(str(known[c].entry(c).after) for c in recent)]
     titles = [track.champion(workspace.line), track.previous(workspace.line)]
-    if not any(titles) and any(_was_promoted(workspace, c) for c in cycles):
+    if not any(titles) and any(was_promoted(workspace, c) for c in cycles):
         raise StageError(
             "the registry names no champion, though the gate let one through: nothing is removed without it"
         )
@@ -65,7 +65,8 @@ def kept(workspace: Workspace, track: Tracker, retention: Retention) -> set[str]
     return {ancestor for name in roots for ancestor in known[name].lineage(name)}
 
 
-def _was_promoted(workspace: Workspace, cycle: str) -> bool:
+def was_promoted(workspace: Workspace, cycle: str) -> bool:
+    """Say whether a cycle's gate made its policy champion."""
     note = workspace.report(cycle, "gate")
     return note.exists() and bool(json.loads(note.read_text(encoding="utf-8"))["promoted"])
 

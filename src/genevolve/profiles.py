@@ -51,11 +51,15 @@ def load(
         raise SettingsError(f"{path}, profile '{name}': {_first(e)}") from e
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's where there is one: the same values, ten times as fast."""
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping a YAML file holds; raise SettingsError naming the file and the line of the fault."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_LOADER)
     except FileNotFoundError as e:
         raise SettingsError(f"{path} is missing here ({Path.cwd()}); run the command in the project's folder") from e
     except OSError as e:

@@ -345,6 +345,7 @@ class MlflowTracker:
         try:
             found = self._client.get_model_version(self._model, version)
         except MlflowException as e:
+            _raise_unless_absent(e)
             raise TrackingError(f"there is no version {version} of {self._model}") from e
         if not Path(found.source).is_dir():
             raise TrackingError(f"version {version} cannot be champion: its folder {found.source} is gone")
@@ -391,7 +392,8 @@ class MlflowTracker:
 
         try:
             tags = self._client.get_registered_model(self._model).tags
-        except MlflowException:
+        except MlflowException as e:
+            _raise_unless_absent(e)
             return []
         rows = [json.loads(value) for key, value in sorted(tags.items()) if key.startswith(MOVE)]
         return [row for row in rows if row["line"] == line]
@@ -429,6 +431,7 @@ class MlflowTracker:
             else:
                 found = self._client.get_model_version_by_alias(self._model, version)
         except MlflowException as e:
+            _raise_unless_absent(e)
             raise TrackingError(f"no policy '{version}' is registered; `genevolve evolve` registers one a cycle") from e
         folder = Path(found.source)
         if not folder.is_dir():
@@ -440,7 +443,8 @@ class MlflowTracker:
 
         try:
             return self._client.get_model_version_by_alias(self._model, alias)
-        except MlflowException:
+        except MlflowException as e:
+            _raise_unless_absent(e)
             return None
 
 
@@ -480,6 +484,12 @@ class NullTracker:
 
     def page(self, path: str) -> str:
         return ""
+
+
+def _raise_unless_absent(error: Any) -> None:
+    """Raise MLflow's error again unless it says that there is no such thing: a locked database is not an empty registry."""
+    if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        raise error
 
 
 def _alias(alias: str, line: str) -> str:

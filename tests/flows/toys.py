@@ -102,6 +102,10 @@ def empty_database(folder: Path) -> None:
 def lay_out(folder: Path, project: Path) -> None:
     """Put the project's own params.yaml, a toy base and an empty MLflow database into a folder."""
     empty_database(folder / "mlruns")
+    lay_out_without_mlflow(folder, project)
+
+
+def lay_out_without_mlflow(folder: Path, project: Path) -> None:
     shutil.copy(project / "params.yaml", folder / "params.yaml")
     (folder / "assets" / "base-policy").mkdir(parents=True)
     (folder / "assets" / "base-policy" / "w").write_text("base")

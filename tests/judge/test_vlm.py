@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from genevolve.errors import SettingsError
+from genevolve.errors import SettingsError, TryLaterError
 from genevolve.judge.base import JudgeJob, ProgramJob
 from genevolve.judge.vlm import VlmImageJudge, VlmProgramJudge, Wording, rubric_text
 from genevolve.records import Program, Reference, Request
 from genevolve.services.cache import BudgetError
 from genevolve.services.endpoint import ServiceError
-from tests.services.chats import bodies, chat_model, completion, text_of, thinking
+from genevolve.services.steady import DOWN
+from tests.services.chats import PATH, bodies, chat_model, completion, text_of, thinking
 from tests.tools.web import Reply, endless, picture, reset, said, send, status
 
 VERDICT = {
@@ -179,6 +180,29 @@ def test_a_refused_key_ends_the_command_and_so_does_a_spent_budget(tmp_path: Pat
             VlmImageJudge(chat, IMAGE).score([job(f"Draw {n} cats.") for n in range(8)])
         assert len(server.requests) == 3, "three calls of $30 fit into $100"
         assert chat.client.cache.spent().cost == 90, "what was under way was finished, and is kept"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ["picture", "program"])
+def test_a_judge_that_is_down_ends_the_command_and_later_no_judgement_is_paid_twice(tmp_path: Path, kind: str) -> None:
+    questions = [f"Draw {n} cats." for n in range(20)]
+
+    def judged(chat: Any) -> list[Any]:
+        if kind == "picture":
+            return VlmImageJudge(chat, IMAGE).score([job(q) for q in questions])
+        return VlmProgramJudge(chat, PROGRAM, lambda r, p: []).score(
+            [ProgramJob(request(q), program(), ()) for q in questions]
+        )
+
+    verdict = completion(VERDICT if kind == "picture" else {"rationale": "r", "sufficiency": 0.5})
+    with chat_model(tmp_path, *[verdict] * 5, status(503), concurrency=1) as (chat, server):
+        with pytest.raises(TryLaterError, match=r"The judge stops: .*HTTP 503.*the same command goes on from here"):
+            judged(chat)
+        assert len(server.requests) == 5 + 2 * DOWN
+        server.script[PATH] = [verdict]
+        asked = len(server.requests)
+        assert None not in judged(chat)
+        assert len(server.requests) - asked == len(questions) - 5
 
 
 def test_a_batch_is_under_way_together_and_no_more_than_allowed(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ is the system message: a Markdown file, ours in `rubrics/` or the user's. What s
 fenced as JSON (`services.fence`).
 
 A judgement that fails (no answer, no usable JSON after TRIES questions, a picture that is none) is missing with its
-reason; a refused key or a spent budget ends the command. Each question is paid once (family `kscore`, `sufficiency`), and
-every raw answer stands in `notes`, which the stages keep beside the score.
+reason; a refused key, a spent budget or a service that is down (`services.steady`) ends the command. Each question is paid
+once (family `kscore`, `sufficiency`), and every raw answer stands in `notes`, which the stages keep beside the score.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from genevolve.services import loop
 from genevolve.services.chat import Ask, Chat, system, user
 from genevolve.services.client import CallError
 from genevolve.services.fence import fenced
+from genevolve.services.steady import Steady
 
 RUBRICS = Path(__file__).parent / "rubrics"
 TRIES = 3
@@ -65,12 +66,12 @@ class VlmImageJudge:
     """An ImageJudge; the judgements of a batch are under way together, as many as the service allows."""
 
     def __init__(self, chat: Chat, wording: Wording) -> None:
-        self.chat, self.wording = chat, wording
+        self.chat, self.wording, self._steady = chat, wording, Steady("The judge")
         self.reasons: list[str] = []
         self.notes: list[dict[str, Any]] = []
 
     def score(self, jobs: Sequence[JudgeJob]) -> list[Score | None]:
-        """Return one Score per job, None where it is missing. Raises ServiceError and BudgetError."""
+        """Return one Score per job, None where it is missing. Raises ServiceError, BudgetError and TryLaterError."""
         found = loop.spread((self._one(job) for job in jobs), self.chat.client.endpoint.concurrency)
         self.reasons, self.notes = [f.reason for f in found], [f.note for f in found]
         return [None if f.verdict is None else f.verdict.score() for f in found]
@@ -78,8 +79,9 @@ class VlmImageJudge:
     async def _one(self, job: JudgeJob) -> _Found[KScoreVerdict]:
         text = f"{fenced('request', job.request.question)}\n\n{CLOSING}"
         images = [("Image 1, the generated picture:", job.image), ("Image 2, the ground truth:", job.gt)]
+        judged = [job.request.question]
         return await _found(
-            self.chat, self.wording, text, lambda: images, KScoreVerdict, "kscore", [job.request.question]
+            self.chat, self._steady, self.wording, text, lambda: images, KScoreVerdict, "kscore", judged
         )
 
 
@@ -88,12 +90,12 @@ class VlmProgramJudge:
 
     def __init__(self, chat: Chat, wording: Wording, pictures: Pictures) -> None:
         """`pictures` is called when a job's turn comes; OSError and ValueError of it leave that job missing."""
-        self.chat, self.wording, self.pictures = chat, wording, pictures
+        self.chat, self.wording, self.pictures, self._steady = chat, wording, pictures, Steady("The judge")
         self.reasons: list[str] = []
         self.notes: list[dict[str, Any]] = []
 
     def score(self, jobs: Sequence[ProgramJob]) -> list[float | None]:
-        """Return R_text per job: 0 without a program, None where it is missing. Raises ServiceError and BudgetError."""
+        """Return R_text per job: 0 without a program, None where it is missing. Raises ServiceError, BudgetError and TryLaterError."""
         found = loop.spread((self._one(job) for job in jobs), self.chat.client.endpoint.concurrency)
         self.reasons, self.notes = [f.reason for f in found], [f.note for f in found]
         scores = [None if f.verdict is None else f.verdict.snapped()["sufficiency"] for f in found]
@@ -107,6 +109,7 @@ class VlmProgramJudge:
         judged = [job.request.question, program.gen_prompt, *(r.note for r in program.reference_images)]
         return await _found(
             self.chat,
+            self._steady,
             self.wording,
             text,
             lambda: self.pictures(job.request, program),
@@ -137,6 +140,7 @@ class _Found(Generic[V]):
 
 async def _found(
     chat: Chat,
+    steady: Steady,
     wording: Wording,
     text: str,
     pictures: Callable[[], Sequence[tuple[str, bytes]]],
@@ -157,7 +161,9 @@ async def _found(
     try:
         verdict, _ = await chat.object(ask, form, family=family, tries=TRIES, check=check, heard=heard)
     except CallError as e:
+        steady.failed(e)
         return _Found(None, f"the judge gave no score: {e.reason}", note)
+    steady.answered()
     if snapped := moved(verdict):
         note["snapped"] = snapped
     return _Found(verdict, note=note)

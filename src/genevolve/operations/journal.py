@@ -40,6 +40,8 @@ class Night(BaseModel):
     """KScore on the report half"""
     diff: float | None = None
     ci: tuple[float, float] | None = None
+    run: str = ""
+    """Prefect's id of the run; empty for a plain one"""
 
 
 class Running(BaseModel):
@@ -48,6 +50,7 @@ class Running(BaseModel):
     model_config = ConfigDict(frozen=True)
     pid: int
     began: datetime
+    run: str = ""
 
 
 def now() -> datetime:
@@ -59,26 +62,40 @@ def lock_file(line: str, folder: Path = FOLDER) -> Path:
 
 
 @contextmanager
-def night(line: str, folder: Path = FOLDER) -> Iterator[dict[str, Any]]:
+def night(line: str, folder: Path = FOLDER, run: str = "") -> Iterator[dict[str, Any]]:
     """Hold the line's lock and note in the journal how the cycle ended; yield a dict for its numbers.
 
-    Raises BusyError, with no line in the journal, where another process holds the lock. The system lets go of the lock of a
-    killed process; the file then still says who that was.
+    `run` is Prefect's id of the run. Raises BusyError, with no line in the journal, where another process holds the lock. The
+    system lets go of the lock of a killed process; the file then still says who that was.
     """
     folder.mkdir(parents=True, exist_ok=True)
     began, numbers = now(), dict[str, Any]()
     with lock_file(line, folder).open("a+", encoding="utf-8") as lock:
         if not _take(lock):
             raise BusyError(_busy(line, holder(line, folder)))
-        _say(lock, Running(pid=os.getpid(), began=began).model_dump_json())
+        _say(lock, Running(pid=os.getpid(), began=began, run=run).model_dump_json())
         try:
             yield numbers
         except BaseException as error:
             stopped = not isinstance(error, Exception)  # Ctrl-C, or `make stop`
-            _note(line, began, "stopped" if stopped else "failed", " ".join(str(error).split())[:500], {}, folder)
+            _note(
+                line,
+                began,
+                "stopped" if stopped else "failed",
+                " ".join(str(error).split())[:500],
+                {"run": run},
+                folder,
+            )
             raise
         else:
-            _note(line, began, "promoted" if numbers.get("promoted") else "not promoted", "", numbers, folder)
+            _note(
+                line,
+                began,
+                "promoted" if numbers.get("promoted") else "not promoted",
+                "",
+                {**numbers, "run": run},
+                folder,
+            )
         finally:
             with suppress(OSError):  # a full disk must not hide the error that it caused
                 _say(lock, "")
@@ -108,6 +125,13 @@ def is_running(line: str, folder: Path = FOLDER) -> bool:
     except OSError:
         return False
     return False
+
+
+def runs(folder: Path = FOLDER, n: int = 20) -> set[str]:
+    """Return Prefect's ids of the runs of this machine, at work, killed or ended: the last n of every line."""
+    lines = {path.stem.removeprefix("cycle").removeprefix("-") for path in folder.glob("cycle*.lock")}
+    held = {who.run for line in lines if (who := holder(line, folder)) is not None}
+    return (held | {entry.run for line in lines for entry in last_nights(line, n, folder)}) - {""}
 
 
 def last_nights(line: str, n: int, folder: Path = FOLDER) -> list[Night]:
@@ -154,7 +178,7 @@ def _say(lock: Any, text: str) -> None:
 
 def _note(line: str, began: datetime, outcome: str, said: str, numbers: Mapping[str, Any], folder: Path) -> None:
     assert outcome in get_args(Outcome)
-    kept = {k: numbers[k] for k in ("cycle", "after", "diff", "ci") if numbers.get(k) is not None}
+    kept = {k: numbers[k] for k in ("cycle", "after", "diff", "ci", "run") if numbers.get(k) is not None}
     entry = Night.model_validate(
         {"line": line, "began": began, "ended": now(), "outcome": outcome, "said": said, **kept}
     )

@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from genevolve.errors import GenEvolveError
+from genevolve.errors import GenEvolveError, TryLaterError
 from genevolve.records import Picture
 
 
 class PolicyError(GenEvolveError):
     """A policy cannot be loaded or used; the message says which and why."""
+
+
+class ServerDownError(PolicyError, TryLaterError):
+    """The server that a policy lies on has stopped answering."""
 
 
 @dataclass(frozen=True)

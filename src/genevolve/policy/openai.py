@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from genevolve.policy.base import Job, PolicyError, Sampled, Sampling
+from genevolve.policy.base import Job, PolicyError, Sampled, Sampling, ServerDownError
 from genevolve.policy.chatml import ChatML
 from genevolve.policy.dialects import Draw, Messages, TokenDialect, Turn
 from genevolve.policy.pictures import Eyes, jpeg
@@ -219,7 +219,7 @@ class _Game:
             self.failures = self.failures + 1 if sampled.failed else 0
             self.tell(index, sampled)
             if self.failures >= FAILURES:
-                raise PolicyError(
+                raise ServerDownError(
                     f"{self.failures} conversations in a row have failed. {sampled.failed} What was played is kept; the same "
                     "command goes on from here."
                 )

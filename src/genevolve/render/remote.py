@@ -16,6 +16,7 @@ from genevolve.render.pictures import Sent, for_wire, rendered
 from genevolve.services import loop
 from genevolve.services.cache import call_key
 from genevolve.services.client import BadAnswer, CallError
+from genevolve.services.steady import Steady
 from genevolve.tools.picture import Refused
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,12 @@ class Kept:
         """`body` makes a job's request, `ask` sends it and returns a PNG, or None where there is none to be had."""
         self.folder, self.backend, self._body, self._ask = folder, backend, body, ask
         self._flights: dict[str, asyncio.Future[bytes | None]] = {}
+        self._steady = Steady("The generator")
 
     def render(self, jobs: Sequence[RenderJob], beside: Mapping[str, Any]) -> list[bytes | None]:
         """Return one PNG per job, None where it is missing; `beside` are the settings that a request does not name.
 
-        Raises ServiceError and BudgetError: the command cannot go on.
+        Raises ServiceError, BudgetError and TryLaterError: the command cannot go on.
         """
         return loop.gather(self._one(job, dict(beside)) for job in jobs)
 
@@ -76,8 +78,10 @@ class Kept:
         try:
             picture = await self._ask(body)
         except CallError as e:
+            self._steady.failed(e)
             log.warning("request %s: %s", job.request_id, e.reason)
             return None
+        self._steady.answered()
         if picture is None:
             log.warning("request %s: the %s generator drew nothing", job.request_id, self.backend)
             return None

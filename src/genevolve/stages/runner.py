@@ -141,7 +141,7 @@ def run_job(job: Job, track: Tracker | None = None) -> dict[str, Any]:
     with _alone(job):
         fingerprint = job.fingerprint()
         stamp = _read(job.beside(".done.json"))
-        if stamp.get("fingerprint") == fingerprint and job.out.is_dir():
+        if stamp.get("fingerprint") == fingerprint and _is_whole(job, stamp):
             _write_reports(job, stamp["metrics"], stamp["curve"])
             return {**stamp, "skipped": True}
         partial = _partial(job, fingerprint)
@@ -154,13 +154,32 @@ def run_job(job: Job, track: Tracker | None = None) -> dict[str, Any]:
             "curve": curve,
             "seconds": round(time.monotonic() - began, 1),
             "peak_memory_mb": round(memory.peak_mb),
+            "digest": folder_digest(partial),
         }
-        shutil.rmtree(job.out, ignore_errors=True)
-        _write(job.beside(".done.json"), stamp)
-        partial.replace(job.out)  # from here on the stage is done
-        job.beside(".partial.json").unlink(missing_ok=True)
+        _write(job.beside(".done.json"), stamp)  # from here on the stage is done
+        _put_in_place(job)
         _write_reports(job, metrics, curve)
         return {**stamp, "skipped": False}
+
+
+def _is_whole(job: Job, stamp: Mapping[str, Any]) -> bool:
+    """Return whether the stamp's very files lie in `out`, where a run that was killed before it had moved them is helped out.
+
+    A folder by itself proves nothing: a kill may have come in the middle of its removal, or DVC have put another there.
+    """
+    if job.out.is_dir() and folder_digest(job.out) == stamp["digest"]:
+        return True
+    partial = job.beside(".partial")
+    if not partial.is_dir() or folder_digest(partial) != stamp["digest"]:
+        return False
+    _put_in_place(job)
+    return True
+
+
+def _put_in_place(job: Job) -> None:
+    shutil.rmtree(job.out, ignore_errors=True)
+    job.beside(".partial").replace(job.out)
+    job.beside(".partial.json").unlink(missing_ok=True)
 
 
 def _run_body(job: Job, partial: Path, track: Tracker) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from genevolve.dataset.models.asking import Asking, Steady, marked, prompt_text
+from genevolve.dataset.models.asking import Asking, marked, prompt_text
 from genevolve.dataset.models.auditor import AuditMarks, too_low
 from genevolve.dataset.models.writer import ModelRecipe, Seed, Writer, Written, draw_seed, fault, lists
 from genevolve.dataset.recipe_pool import Cell, Unwritten
 from genevolve.errors import SettingsError, TryLaterError
 from genevolve.services import loop
 from genevolve.services.client import CallError
+from genevolve.services.steady import Steady
 from tests.dataset.models.script import AUDIT, seed_of
 from tests.services.chats import bodies, chat_model, completion, thinking
 
@@ -94,7 +95,9 @@ def test_marks_planted_in_what_is_judged_are_no_marks(tmp_path: Path) -> None:
     answers = [completion(planted), completion(json.dumps(AUDIT) + json.dumps({**AUDIT, "process_quality": 1}))]
     with chat_model(tmp_path, *answers, completion(AUDIT)) as (chat, server):
         asking = Asking(chat, "You audit the work.")
-        work = marked(asking, AuditMarks, "audit", "Look.", [], [f"Draw it. {json.dumps(planted)}"], Steady())
+        work = marked(
+            asking, AuditMarks, "audit", "Look.", [], [f"Draw it. {json.dumps(planted)}"], Steady("The build")
+        )
         found = loop.run(work)
     assert found.marks is not None
     assert found.marks.scores()["process_quality"] == 4
@@ -115,7 +118,7 @@ def test_the_filters_thresholds() -> None:
 
 
 def test_a_service_is_down_after_so_many_calls_without_an_answer() -> None:
-    steady = Steady()
+    steady = Steady("The build")
     silent, useless = CallError("the x service does not answer (time)"), CallError("no usable JSON in 3 answers")
     for _ in range(3):
         for _ in range(7):

@@ -10,18 +10,17 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from genevolve.errors import SettingsError, TryLaterError
+from genevolve.errors import SettingsError
 from genevolve.judge.verdict import clean, refuse_foreign
 from genevolve.services.chat import Ask, Chat, system, user
 from genevolve.services.client import CallError
 from genevolve.services.endpoint import variable
+from genevolve.services.steady import Steady
 from genevolve.settings import DatasetSizes
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
 TRIES = 3
 """Questions until an answer can be used."""
-DOWN = 8
-"""Calls in a row that a service leaves unanswered before the command ends: it is down, and records would be lost."""
 
 
 def prompt_text(file: str, default: str) -> str:
@@ -59,24 +58,6 @@ class Asking:
     def ask(self, text: str, images: Sequence[tuple[str, bytes]] = ()) -> Ask:
         said = (system(self.prompt), user(text, images))
         return Ask(said, self.temperature, self.max_tokens, dict(self.options))
-
-
-class Steady:
-    """Tells a service that is down from one that cannot use a single question."""
-
-    def __init__(self) -> None:
-        self._silent = 0
-
-    def answered(self) -> None:
-        self._silent = 0
-
-    def failed(self, error: CallError) -> None:
-        """Count a call that failed for good; raise TryLaterError after DOWN that were not answered, one after the other."""
-        self._silent = self._silent + 1 if "does not answer" in error.reason else 0
-        if self._silent >= DOWN:
-            raise TryLaterError(
-                f"The build stops: {error.reason}. What was paid for is kept; the same command goes on from here."
-            ) from None
 
 
 def _mark(value: Any) -> int:

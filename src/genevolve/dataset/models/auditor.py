@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from genevolve.dataset.audit import Audit, verdict
-from genevolve.dataset.models.asking import Asking, Mark, Marks, Steady, marked
+from genevolve.dataset.models.asking import Asking, Mark, Marks, marked
 from genevolve.dataset.models.writer import ModelRecipe
 from genevolve.experience.summarise_llm import attempt
 from genevolve.records import Program, Request, Trajectory
 from genevolve.services import loop
 from genevolve.services.fence import fenced
+from genevolve.services.steady import Steady
 from genevolve.tools.base import ToolError
 
 FILTER_AT_LEAST = {"compliance": 4, "reference_use": 4, "coherence": 4, "quality": 3}
@@ -49,7 +50,7 @@ class Auditor:
     """Audits trajectories that passed the program checks, as many at a time as the service allows."""
 
     def __init__(self, asking: Asking, pictures: Pictures) -> None:
-        self.asking, self.pictures, self._steady = asking, pictures, Steady()
+        self.asking, self.pictures, self._steady = asking, pictures, Steady("The build")
 
     def audit(self, pairs: Sequence[tuple[ModelRecipe, Trajectory]]) -> list[Audit | str]:
         """Return an Audit of each pair, in order, or why there is none. Raises as `marked`."""
@@ -80,7 +81,7 @@ class VisualFilter:
     """Looks at ground truths, as many at a time as the service allows."""
 
     def __init__(self, asking: Asking, pictures: Pictures) -> None:
-        self.asking, self.pictures, self._steady = asking, pictures, Steady()
+        self.asking, self.pictures, self._steady = asking, pictures, Steady("The build")
 
     def reasons(self, pairs: Sequence[tuple[Request, bytes]]) -> list[str]:
         """Return per request and picture (PNG) why it is left out, or an empty string. Raises as `marked`."""

@@ -19,7 +19,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genevolve.dataset.audit import REQUIREMENTS, WORDS
-from genevolve.dataset.models.asking import PROMPTS, TRIES, Asking, Steady
+from genevolve.dataset.models.asking import PROMPTS, TRIES, Asking
 from genevolve.dataset.recipe_pool import Cell, Unwritten
 from genevolve.errors import SettingsError
 from genevolve.records import Difficulty, EvalType, Record, Request, Split
@@ -28,6 +28,7 @@ from genevolve.services import loop
 from genevolve.services.chat import found_objects
 from genevolve.services.client import CallError
 from genevolve.services.fence import fenced
+from genevolve.services.steady import Steady
 
 LENGTH = (30, 480)
 """Characters of a question, as everywhere in the dataset (`dataset.build`)."""
@@ -179,7 +180,7 @@ class Writer:
         self.asking, self.source, self.data_seed = asking, source, data_seed
         self._numbers: Counter[Cell] = Counter()
         self._owner: dict[str, Split] = {}
-        self._steady = Steady()
+        self._steady = Steady("The build")
 
     def draw_all(self, cells: Sequence[Cell]) -> list[ModelRecipe | Unwritten]:
         """Return the next recipe of each cell, in order. Raises ServiceError, BudgetError and TryLaterError."""

@@ -1,0 +1,54 @@
+"""Runs whose process was killed, or lost its server: tell the server, or each holds its deployment's only place (ours).
+
+A worker reports the end of what it started. Nobody does where it was killed, too, or where the server was not there to hear.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from genevolve.operations import journal
+from genevolve.operations.addresses import call
+
+RUN = "PREFECT__FLOW_RUN_ID"
+"""Prefect's variable in the environment of a run's process."""
+OPEN = ["PENDING", "RUNNING", "CANCELLING"]
+CRASHED = {
+    "type": "CRASHED",
+    "name": "Crashed",
+    "message": "Its process is gone: it was killed, or the server was down at its end. The next run goes on from there.",
+}
+
+
+def end_lost_runs(api: str) -> list[str]:
+    """Crash what the server takes for running, the journal of this machine knows, and no process here runs; return the names."""
+    found = _open_runs(api, {"id": {"any_": sorted(journal.runs())}})
+    alive = _at_work() if found else set()
+    lost = [run for run in found if run["id"] not in alive]
+    inner = _open_runs(api, {"parent_flow_run_id": {"any_": [run["id"] for run in lost]}})
+    for run in [*inner, *lost]:
+        call(f"{api}/flow_runs/{run['id']}/set_state", {"state": CRASHED, "force": True})
+    return [run["name"] for run in lost]
+
+
+def _open_runs(api: str, which: dict[str, Any]) -> list[dict[str, Any]]:
+    if not all(condition["any_"] for condition in which.values()):
+        return []
+    found: list[dict[str, Any]] = call(
+        f"{api}/flow_runs/filter", {"flow_runs": {**which, "state": {"type": {"any_": OPEN}}}}
+    )
+    return found or []
+
+
+def _at_work() -> set[str]:
+    """Return the ids of the runs that processes of this machine belong to."""
+    import psutil
+
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process.environ().get(RUN, ""))
+        except psutil.Error:  # ended meanwhile, or somebody else's
+            continue
+    return found

@@ -1,0 +1,154 @@
+"""The fault matrix of docs/operations.md: nights under Prefect's server and worker, with DVC, cut at each link in every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from genevolve.operations.addresses import call, listens
+from genevolve.operations.daemons import SERVER
+from genevolve.tracking import SWITCH_VARIABLE
+from tests.faults.bodies import ONCE, STAGES, wait_for
+from tests.faults.chain import Project, dvc_of, gone, kill
+from tests.faults.results import digests
+from tests.flows.machine import free_ports
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+NIGHTLY = "evolution-cycle/nightly"
+
+
+class Served:
+    """A served project whose nights meet the same fault in one stage after the other."""
+
+    def __init__(self, folder: Path, project: Path, fault: str) -> None:
+        (port,) = free_ports(1)
+        self.api, self.fault = f"http://127.0.0.1:{port}/api", fault
+        ports = {"GENEVOLVE_PREFECT_PORT": str(port), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        self.project = Project(folder, project, **ports, **{SWITCH_VARIABLE: "off"})
+        self.run = ""
+        """the run at work"""
+
+    def serve(self) -> str:
+        return self.project.ok("genevolve", "serve", "--no-pages")
+
+    def begin(self) -> None:
+        """Start a night, as the schedule does."""
+        nightly = call(f"{self.api}/deployments/name/{NIGHTLY}")
+        run = call(f"{self.api}/deployments/{nightly['id']}/create_flow_run", {"parameters": {"parent": None}})
+        self.run = run["id"]
+
+    def state(self) -> str:
+        run: dict[str, Any] | None = call(f"{self.api}/flow_runs/{self.run}")
+        return str(run["state"]["type"]) if run else "unknown"
+
+    def at_work(self) -> bool:
+        return self.state() in ("SCHEDULED", "PENDING", "RUNNING", "unknown")
+
+    def disturb(self, stage: str) -> None:
+        switches = self.project.switches
+        switches.hold(stage)
+        if not self.run:
+            self.begin()
+        work = psutil.Process(switches.met(stage, self.at_work))
+        getattr(self, self.fault)(work, stage)
+
+    def release(self, stage: str, *processes: psutil.Process) -> None:
+        self.project.switches.release(stage)
+        for process in processes:
+            wait_for(lambda process=process: gone(process), f"{process} does not end")
+
+    def run_process(self, work: psutil.Process, stage: str) -> None:
+        """DVC and its stage live on; the worker tells the server; the next night goes on."""
+        dvc = dvc_of(work.pid)
+        process = dvc.parent()
+        assert process is not None
+        kill([process])
+        self.release(stage, dvc, work)
+        wait_for(lambda: self.state() == "CRASHED", f"the run is {self.state()}")
+        self.run = ""
+
+    def worker(self, work: psutil.Process, stage: str) -> None:
+        """The night does not notice; `make serve` starts another worker."""
+        (worker,) = [d for d in self.project.state().daemons if d.name.startswith("worker") and d.alive()]
+        kill([psutil.Process(worker.pid)])
+        said = self.serve()
+        assert "Cut off" not in said
+        self.release(stage, work)
+
+    def server(self, work: psutil.Process, stage: str) -> None:
+        """`make serve` starts another one, and the night goes on with it."""
+        self.kill_server()
+        assert "Cut off" not in self.serve()
+        self.release(stage, work)
+
+    def server_gone(self, work: psutil.Process, stage: str) -> None:
+        """Nobody starts another one: the night ends, and the next `make serve` says so to the new server."""
+        process = dvc_of(work.pid).parent()
+        assert process is not None
+        self.kill_server()
+        self.release(stage, work, process)
+        assert self.serve().count("Cut off ") == 1
+        assert self.state() == "CRASHED"
+        self.run = ""
+
+    def all_at_once(self, work: psutil.Process, stage: str) -> None:
+        """As when the machine is switched off: `make serve` tells the server what was cut off, and the next night goes on."""
+        processes = self.project.left()
+        assert len({p.pid for p in processes} & {work.pid, dvc_of(work.pid).pid}) == 2
+        kill(processes)
+        self.project.switches.release(stage)
+        assert self.serve().count("Cut off ") == 1
+        assert self.state() == "CRASHED"
+        self.run = ""
+
+    def kill_server(self) -> None:
+        (server,) = [d for d in self.project.state().daemons if d.name == SERVER and d.alive()]
+        kill([psutil.Process(server.pid)])
+
+    def finish(self) -> None:
+        if not self.run:
+            self.begin()
+        wait_for(lambda: not self.at_work(), "the night does not end")
+        assert self.state() == "COMPLETED", self.project.logs()
+
+
+CELLS = {
+    "all_at_once": STAGES,
+    "run_process": STAGES,
+    "worker": STAGES,
+    "server": STAGES,
+    "server_gone": ("cold_start", "evolve"),
+}
+"""A night that loses its server is the same in every stage: two stand for all."""
+MARKED = [pytest.param(f, marks=pytest.mark.xdist_group(f"served chain {i % 2}")) for i, f in enumerate(CELLS)]
+
+
+@pytest.fixture(scope="module", params=MARKED)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, project: Path) -> Iterator[Served]:
+    served = Served(tmp_path_factory.mktemp("served") / "project", project, request.param)
+    try:
+        served.serve()
+        served.project.ok("genevolve", "deploy")
+        yield served
+    finally:
+        served.project.ok("genevolve", "stop")
+    assert served.project.left() == []
+    assert not listens(served.api)
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "the end"])
+def test_kill_9(served: Served, stage: str, undisturbed_dvc: dict[str, str]) -> None:
+    if stage in CELLS[served.fault]:
+        served.disturb(stage)
+    elif stage != "the end":
+        pytest.skip(f"{served.fault}: {' and '.join(CELLS[served.fault])} stand for all stages")
+    else:
+        served.finish()
+        assert digests(served.project.folder) == undisturbed_dvc
+    calls = served.project.switches.calls()
+    assert set(calls.values()) == {1}, calls  # nothing was made, or paid for, twice
+    assert set(calls) <= set(ONCE)
