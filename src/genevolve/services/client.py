@@ -149,9 +149,7 @@ class Client:
         flight = self._flights[key] = asyncio.get_running_loop().create_future()
         flight.add_done_callback(lambda f: None if f.cancelled() else f.exception())  # perhaps nobody else waits for it
         try:
-            value = await self._books.do(self.cache.get, family, name, arguments, key)
-            if value is None:
-                value = await self._paid(work)
+            value = await self._paid(work)
             flight.set_result(value)
             return value
         except asyncio.CancelledError:
@@ -164,12 +162,15 @@ class Client:
             del self._flights[key]
 
     async def _paid(self, ask: _Ask) -> Any:
-        """Make the call, again where that may help; store and return its value."""
+        """Return the call's stored value, or make the call, again where that may help, and store what it brings."""
         async with self._open():
-            content = ask.content()
+            content = b""
             deadline = time.monotonic() + self.patience.total
             for attempt in range(1, self.patience.attempts + 1):
-                waited, call = await self._admitted(ask)
+                known, waited, call = await self._admitted(ask)
+                if known is not None:
+                    return known
+                content = content or ask.content()
                 deadline += waited  # in our own queue: no fault of the service
                 try:
                     if call is None:
@@ -300,25 +301,25 @@ class Client:
             return ServiceError(f"The {name} service refused each of the first {FIRST} calls (HTTP {status}).{said}")
         return CallError(f"the {name} service refused the call (HTTP {status}){said}")
 
-    async def _admitted(self, ask: _Ask) -> tuple[float, int | None]:
-        """Wait for the call's turn and charge it; return the seconds waited and its number, None for a free call.
-
-        It is charged after the wait: what only stands in the queue must not use up the budget of what is asked before it.
-        """
-        if ask.free:
-            turn = (
-                await self._books.do(self._turn, ask.tokens)
-                if self.endpoint.rate or self.endpoint.tokens_per_minute
-                else 0.0
-            )
-            call = None
-        else:
-            turn, call = await self._books.do(self._turn_and_charge, ask)
+    async def _admitted(self, ask: _Ask) -> tuple[Any, float, int | None]:
+        """Return (the stored value, 0, None), or wait for the call's turn, charge it and return (None, the seconds waited,
+        its number in the ledger, None for a free call)."""
+        if ask.free and not (self.endpoint.rate or self.endpoint.tokens_per_minute):
+            return None, 0.0, None
+        known, turn, call = await self._books.do(self._look_and_charge, ask)
         if turn > 0:
             await self._sleep(turn)
-            if not ask.free:
+            if not ask.free:  # only now: what stands in the queue must not use up the budget of what is asked before it
                 call = await self._books.do(self._charge, ask)
-        return turn, call
+        return known, turn, call
+
+    def _look_and_charge(self, ask: _Ask) -> tuple[Any, float, int | None]:
+        """Look for a stored value; where there is none, take the call's turn and, if that is now, charge it."""
+        known = self.cache.get(ask.family, self.endpoint.name, ask.arguments, ask.key) if ask.family else None
+        if known is not None:
+            return known, 0.0, None
+        turn = self._turn(ask.tokens)
+        return None, turn, None if ask.free or turn > 0 else self._charge(ask)
 
     def _turn(self, tokens: int) -> float:
         """Take a turn: calls a second, and tokens a minute, over all processes; return the seconds to wait."""
@@ -331,10 +332,6 @@ class Client:
 
     def _charge(self, ask: _Ask) -> int:
         return self.cache.reserve(self.endpoint.name, self.account, ask.price, self.budget)
-
-    def _turn_and_charge(self, ask: _Ask) -> tuple[float, int | None]:
-        turn = self._turn(ask.tokens)
-        return turn, None if turn > 0 else self._charge(ask)
 
     def _open(self) -> asyncio.Semaphore:
         """Return the room for calls of the running loop, to which the connections belong."""
