@@ -61,6 +61,15 @@ def test_no_change_is_no_proof() -> None:
     assert (result.diff, result.p, result.excludes_zero) == (0, 1, False)
 
 
+def test_an_interval_that_ends_on_zero_proves_nothing() -> None:
+    # Scores are sums of twentieths; in floating point .35 - .15 + .75 - .95 is above zero.
+    before = {f"q{i}": (0.15, 0.95)[i % 2] for i in range(40)}
+    after = {f"q{i}": (0.35, 0.75)[i % 2] for i in range(40)}
+    ends = [paired_bootstrap(before, after, 400, seed, confidence=c) for seed in range(8) for c in (0.1, 0.01)]
+    assert any(r.low == 0 for r in ends)
+    assert not any(0 < abs(end) < 1e-9 for r in ends for end in r.ci)
+
+
 def test_unpaired_ids_and_too_few_rows_are_refused_with_a_sentence() -> None:
     with pytest.raises(
         BenchError, match=r"not on the same requests: 1 stand only before, 2 only after \(for example 'a'\)"

@@ -87,7 +87,7 @@ def resampled_means(values: Table, resamples: int, seed: int) -> NDArray[np.floa
         columns = rng.multinomial(requests, np.full(requests, 1 / requests), size=n)  # [n, R]
         total, count = ((rows @ filled) * columns).sum(1), ((rows @ known) * columns).sum(1)
         out.append(np.divide(total, count, out=np.full(n, np.nan), where=count > 0))
-    return np.concatenate(out)
+    return np.concatenate(out).round(12)  # as in bench/stats.py
 
 
 def table(scores: Mapping[int, Mapping[str, float | None]], requests: Sequence[str] | None = None) -> Table:
