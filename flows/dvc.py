@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,9 @@ def _call(arguments: tuple[str, ...], more: Mapping[str, str]) -> tuple[int, str
         kept: list[str] = []
         while piece := process.stderr.read(1):  # by character: progress bars end in no newline
             kept.append(piece)
-            sys.stderr.write(piece)
-            sys.stderr.flush()
+            with suppress(OSError):  # the worker that read it may have been killed: no reason to end the night
+                sys.stderr.write(piece)
+                sys.stderr.flush()
         return process.wait(), "".join(kept)
 
 
