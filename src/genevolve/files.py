@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 
@@ -30,6 +31,18 @@ def write_whole(path: str | Path, data: str | bytes | Iterable[str]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+class Picture(bytes):
+    """A picture file's bytes. What they are called by, their SHA-256, is worked out once however many parts ask for it."""
+
+    @classmethod
+    def of(cls, data: bytes) -> Picture:
+        return data if isinstance(data, Picture) else cls(data)
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self).hexdigest()
 
 
 DIGESTS = Path(".cache/digests")

@@ -117,6 +117,27 @@ def test_another_judge_picture_or_truth_is_judged_anew(run: tuple[Path, Path], t
     assert len(other.seen) == 8
 
 
+def test_what_is_kept_is_what_was_judged_also_where_a_file_changes_meanwhile(
+    run: tuple[Path, Path], tmp_path: Path
+) -> None:
+    bench, data = run
+    keep = tmp_path / "judged.jsonl"
+
+    class Painter(Eye):
+        def score(self, jobs: Sequence[JudgeJob]) -> list[Score | None]:
+            if not self.seen:
+                paint(bench / "q009.png", "blue", 20)  # not its turn yet
+            found = super().score(jobs)
+            if "q001" in self.seen:
+                paint(bench / "q001.png", "blue", 20)  # judged as it was
+            return found
+
+    judge_again(bench, data, Painter(), keep=keep, block=2)
+    again = Eye()
+    judge_again(bench, data, again, keep=keep, block=2)
+    assert again.seen == ["q001"], "the one whose picture is not the judged one"
+
+
 def test_a_broken_line_another_writer_and_an_empty_folder_are_sentences(run: tuple[Path, Path], tmp_path: Path) -> None:
     keep = tmp_path / "judged.jsonl"
     keep.write_text('{"id": 7}\n{"id": "x", "key": "y"}\n')

@@ -289,7 +289,8 @@ def test_a_body_is_the_json_it_would_be_whatever_stands_in_it(parts: list[str | 
         rows = [{"url": p if isinstance(p, str) else write(p)} for p in parts]
         return {"model": "m", "messages": [{"content": rows}], "temperature": 0.0, "seed": None}
 
-    light, content = _packed(body(lambda data: DataUrl(data, "image/png")))
+    light, pieces = _packed(body(lambda data: DataUrl(data, "image/png")))
+    content = b"".join(p if isinstance(p, bytes) else b"".join(p.encoded()) for p in pieces)
     assert content == json.dumps(body(lambda data: "data:image/png;base64," + base64.b64encode(data).decode())).encode()
     assert json.loads(light) == body(lambda data: f"data:image/png;sha256,{hashlib.sha256(data).hexdigest()}")
 

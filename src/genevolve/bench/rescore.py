@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from genevolve.bench.score import BenchError, BenchRow, bench_rows, overall_values
 from genevolve.dataset.public import load_requests
+from genevolve.files import Picture
 from genevolve.judge.base import ImageJudge, JudgeJob
 from genevolve.records import Record, Request, Reward, Score, Trajectory, dump, parse, read_jsonl
 
@@ -59,21 +61,20 @@ def judge_again(
     requests = {r.id: r for r in load_requests(dataset, "bench") if r.id in answered}
     bench_rows(list(requests.values()), played)  # raises before the slow part when they do not fit together
     drawn = [t for t in played if t.image]
-    jobs = _Jobs(bench, dataset, [(requests[t.request_id], str(t.image)) for t in drawn])
-    keys = [_key(identity, jobs[i]) for i in range(len(jobs))] if keep is not None else [""] * len(jobs)
-    found: dict[str, Judged] = {}
+    rows = [(requests[t.request_id], str(t.image)) for t in drawn]
     with _kept(keep) as book:
-        for row in book.rows():
-            found[row.key] = row
-        wanted = [i for i, key in enumerate(keys) if key not in found or found[key].score is None]
-        by_id = {t.id: found[key] for t, key in zip(drawn, keys, strict=True) if key in found}
+        found = {row.key: row for row in book.rows()}
+        jobs = _Jobs(bench, dataset, rows, None if keep is None else identity)
+        known = [found.get(jobs.key(i)) if found else None for i in range(len(jobs))]
+        wanted = [i for i, row in enumerate(known) if row is None or row.score is None]
+        by_id = {t.id: row for t, row in zip(drawn, known, strict=True) if row is not None}
         for start in range(0, len(wanted), block):
             part = wanted[start : start + block]
             scores = judge.score(jobs.only(part))
             told = zip(part, scores, judge.reasons, judge.notes, strict=True)
-            rows = [Judged(id=drawn[i].id, key=keys[i], score=s, reason=r, note=n) for i, s, r, n in told]
-            book.add(rows)
-            by_id |= {row.id: row for row in rows}
+            judgements = [Judged(id=drawn[i].id, key=jobs.key(i), score=s, reason=r, note=n) for i, s, r, n in told]
+            book.add(judgements)
+            by_id |= {row.id: row for row in judgements}
     judged = [t.model_copy(update={"reward": _reward(by_id.get(t.id))}) for t in played]
     return bench_rows(list(requests.values()), judged)
 
@@ -86,19 +87,35 @@ def _reward(row: Judged | None) -> Reward:
 
 def _key(identity: str, job: JudgeJob) -> str:
     digest = hashlib.sha256()
-    for part in (identity.encode(), job.request.id.encode(), job.request.question.encode(), job.image, job.gt):
+    for part in (identity.encode(), job.request.id.encode(), job.request.question.encode()):
         digest.update(hashlib.sha256(part).digest())
+    for picture in (job.image, job.gt):
+        digest.update(bytes.fromhex(Picture.of(picture).sha256))
     return digest.hexdigest()[:24]
 
 
 class _Jobs(Sequence[JudgeJob]):
-    """Jobs whose pictures are read when their turn comes, so that a large bench is never in memory as a whole."""
+    """Jobs whose pictures are read when their turn comes, so that a large bench is never in memory as a whole.
 
-    def __init__(self, bench: Path, dataset: Path, rows: Sequence[tuple[Request, str]]) -> None:
-        self._bench, self._dataset, self._rows = bench, dataset, rows
+    With a judge's `identity` their keys are noted as they are handed out: what is judged is what the key stands for, also
+    where a file is changed meanwhile, and a picture is read once.
+    """
+
+    def __init__(
+        self, bench: Path, dataset: Path, rows: Sequence[tuple[Request, str]], identity: str | None, keys: Any = None
+    ) -> None:
+        self._bench, self._dataset, self._rows, self._identity = bench.resolve(), dataset.resolve(), rows, identity
+        self._keys: dict[tuple[str, str], str] = {} if keys is None else keys
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def key(self, index: int) -> str:
+        """Return the key of a job, read for it if it was not handed out before; nothing without an identity."""
+        request, image = self._rows[index]
+        if self._identity is not None and (request.id, image) not in self._keys:
+            self[index]
+        return self._keys.get((request.id, image), "")
 
     @overload
     def __getitem__(self, index: int) -> JudgeJob: ...
@@ -106,19 +123,32 @@ class _Jobs(Sequence[JudgeJob]):
     def __getitem__(self, index: slice) -> Sequence[JudgeJob]: ...
     def __getitem__(self, index: int | slice) -> JudgeJob | Sequence[JudgeJob]:
         if isinstance(index, slice):
-            return _Jobs(self._bench, self._dataset, self._rows[index])
+            return _Jobs(self._bench, self._dataset, self._rows[index], self._identity, self._keys)
         request, image = self._rows[index]
-        return JudgeJob(request, _bytes(self._bench, image), _bytes(self._dataset, request.gt_image))
+        job = JudgeJob(request, _picture(self._bench, image), _picture(self._dataset, request.gt_image))
+        if self._identity is not None:
+            self._keys[request.id, image] = _key(self._identity, job)
+        return job
 
     def only(self, indices: Sequence[int]) -> _Jobs:
-        return _Jobs(self._bench, self._dataset, [self._rows[i] for i in indices])
+        return _Jobs(self._bench, self._dataset, [self._rows[i] for i in indices], self._identity, self._keys)
 
 
-def _bytes(root: Path, name: str | None) -> bytes:
+def _picture(root: Path, name: str | None) -> Picture:
     """Return a picture's bytes; none when it is lost or its path leads out of its folder: the judge cannot read it then,
-    and it is missing."""
-    path = (root / name).resolve() if name else root
-    return path.read_bytes() if path.is_relative_to(root.resolve()) and path.is_file() else b""
+    and it is missing. `root` is resolved."""
+    path = root / name if name else root
+    if path.is_symlink() or not _inside(root, path.parent):
+        path = path.resolve()
+    try:
+        return Picture(path.read_bytes() if path.is_relative_to(root) else b"")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return Picture(b"")
+
+
+@lru_cache(1024)
+def _inside(root: Path, folder: Path) -> bool:
+    return folder.resolve().is_relative_to(root)
 
 
 class _Book:

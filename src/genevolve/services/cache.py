@@ -17,7 +17,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,8 @@ class CallCache:
 
     @contextmanager
     def _turn(self, write: bool = False) -> Iterator[sqlite3.Connection]:
-        """Hold the connection against the other threads; with `write` one transaction, whole or not at all."""
+        """Hold the connection against the other threads; with `write` one transaction, whole or not at all (within one, a
+        part of it, itself whole or not at all)."""
         if self._owner != os.getpid():  # a fork may have copied the lock while another thread held it
             self._lock = threading.RLock()
         with self._lock:
@@ -108,13 +109,33 @@ class CallCache:
             if not write:
                 yield connection
                 return
-            connection.execute("BEGIN IMMEDIATE")
+            inner = connection.in_transaction
+            connection.execute("SAVEPOINT part" if inner else "BEGIN IMMEDIATE")
             try:
                 yield connection
-                connection.execute("COMMIT")
+                connection.execute("RELEASE part" if inner else "COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # after some errors SQLite has already taken all of it back
+                    connection.execute("ROLLBACK TO part" if inner else "ROLLBACK")
                 raise
+
+    def together(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Run calls of this cache in one transaction; return, in order, what each returned or the exception it raised.
+
+        A work that raises takes back what its last call wrote and nothing of the others. It returns when all is written,
+        so that what it returns is as safe as the answer of a call by itself. Raises sqlite3.Error where the database fails:
+        then nothing was written.
+        """
+        with self._turn(write=True):
+            found: list[Any] = []
+            for work in works:
+                try:
+                    found.append(work())
+                except sqlite3.Error:
+                    raise
+                except Exception as e:
+                    found.append(e)
+            return found
 
     @contextmanager
     def alone(self, family: str, backend: str, arguments: Mapping[str, Any]) -> Iterator[None]:
@@ -125,9 +146,12 @@ class CallCache:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
-    def get(self, family: str, backend: str, arguments: Mapping[str, Any]) -> Any | None:
-        """Return the stored answer (any JSON value but null) and note a cached call, or None when it was never put."""
-        key = call_key(family, backend, arguments)
+    def get(self, family: str, backend: str, arguments: Mapping[str, Any], key: str = "") -> Any | None:
+        """Return the stored answer (any JSON value but null) and note a cached call, or None when it was never put.
+
+        `key` is the call's own, of a caller that has it already; so in `put`.
+        """
+        key = key or call_key(family, backend, arguments)
         with self._turn() as connection:
             row = connection.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
             if row is None:
@@ -146,6 +170,7 @@ class CallCache:
         tokens: int = 0,
         cost: float = 0.0,
         call: int | None = None,
+        key: str = "",
     ) -> None:
         """Store a paid answer and its price in one transaction; of two answers to one call the first stays.
 
@@ -153,7 +178,8 @@ class CallCache:
         """
         if answer is None:
             raise ValueError("a missing answer is not cached: leave the call to be made again")
-        row = (call_key(family, backend, arguments), family, backend, _canonical(dict(arguments)), _canonical(answer))
+        key = key or call_key(family, backend, arguments)
+        row = (key, family, backend, _canonical(dict(arguments)), _canonical(answer))
         with self._turn(write=True) as connection:
             connection.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", row)
             if call is None:

@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import json
 import random
-import re
 import ssl
 import time
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any, TypeVar
 
 import httpx
 from pydantic_core import from_json
 
+from genevolve.files import Picture
 from genevolve.services import loop
+from genevolve.services.books import Books
 from genevolve.services.cache import CallCache, call_key
 from genevolve.services.endpoint import Endpoint, ServiceError
 from genevolve.services.patience import AGAIN, Patience, retry_after
@@ -72,11 +72,12 @@ class DataUrl:
     data: bytes
     media_type: str
 
-    def encoded(self) -> bytes:
-        return b"".join((b"data:", self.media_type.encode(), b";base64,", base64.b64encode(self.data)))
+    def encoded(self) -> tuple[bytes, bytes]:
+        """Return the URL in two pieces: putting a megabyte together here would only copy it once more."""
+        return f"data:{self.media_type};base64,".encode(), base64.b64encode(self.data)
 
     def digest(self) -> str:
-        return f"data:{self.media_type};sha256,{hashlib.sha256(self.data).hexdigest()}"
+        return f"data:{self.media_type};sha256,{Picture.of(self.data).sha256}"
 
 
 class Client:
@@ -98,7 +99,7 @@ class Client:
         self.endpoint, self.cache, self.budget, self.account = endpoint, cache, budget, account
         self.patience = patience or Patience(attempts=6, attempt=300, total=1800)
         self._sleep, self._draw, self._now = sleep, draw, now
-        self._disk = ThreadPoolExecutor(1, "ledger")
+        self._books = Books(cache)
         self._idle: list[httpx.AsyncClient] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._room: asyncio.Semaphore | None = None
@@ -136,21 +137,19 @@ class Client:
         url = self.root if root else self.endpoint.url
         price = self.endpoint.cost(tokens_in, tokens_out)
         free = free and not price and not family
-        light, content = _packed(body)
+        light, pieces = _packed(body)
         arguments = {"url": url, "path": path, "body": json.loads(light) if family else None}
-        work = _Ask(f"{url}{path}", content, arguments, read, family, tokens_in + tokens_out, price, free)
+        key = call_key(family, name, arguments) if family else ""
+        work = _Ask(f"{url}{path}", pieces, arguments, read, family, key, tokens_in + tokens_out, price, free)
         if not family:
             return await self._paid(work)
-        key = call_key(family, name, arguments)
         flying = self._flights.get(key)
         if flying is not None:  # the loop is one thread: nothing comes between this look and the next line
             return await asyncio.shield(flying)
         flight = self._flights[key] = asyncio.get_running_loop().create_future()
         flight.add_done_callback(lambda f: None if f.cancelled() else f.exception())  # perhaps nobody else waits for it
         try:
-            value = await self._disk_call(self.cache.get, family, name, arguments)
-            if value is None:
-                value = await self._paid(work)
+            value = await self._paid(work)
             flight.set_result(value)
             return value
         except asyncio.CancelledError:
@@ -163,13 +162,20 @@ class Client:
             del self._flights[key]
 
     async def _paid(self, ask: _Ask) -> Any:
-        """Make the call, again where that may help; store and return its value."""
+        """Return the call's stored value, or make the call, again where that may help, and store what it brings."""
         async with self._open():
+            content = b""
             deadline = time.monotonic() + self.patience.total
             for attempt in range(1, self.patience.attempts + 1):
-                deadline += await self._queue(ask.tokens)  # waiting in our own queue is no fault of the service
+                known, waited, call = await self._admitted(ask)
+                if known is not None:
+                    return known
+                content = content or ask.content()
+                deadline += waited  # in our own queue: no fault of the service
                 try:
-                    return await self._attempt(ask, deadline)
+                    if call is None:
+                        return await self._free_attempt(ask, content, deadline)
+                    return await self._attempt(ask, content, call, deadline)
                 except _Lost as e:
                     lost = e
                 pause = self.patience.pause(attempt, lost.wait, self._draw())
@@ -178,39 +184,36 @@ class Client:
                 await self._sleep(pause)
             raise CallError(f"the {self.endpoint.name} service does not answer ({lost.reason})")
 
-    async def _attempt(self, ask: _Ask, deadline: float) -> Any:
-        """Make the call once, charged before it is made; raise _Lost where another attempt may help."""
-        if ask.free:
-            return await self._free_attempt(ask, deadline)
-        call = await self._disk_call(self.cache.reserve, self.endpoint.name, self.account, ask.price, self.budget)
+    async def _attempt(self, ask: _Ask, content: bytes, call: int, deadline: float) -> Any:
+        """Make the call once, charged as number `call` of the ledger; raise _Lost where another attempt may help."""
         start = time.monotonic()
         seconds = max(0.001, min(deadline - start, self.patience.attempt))
         cost = ask.price  # after a failure in the middle the service may have counted it, and so do we
         try:
-            status, headers, answer = await _exchange(self, ask.url, ask.content, self.endpoint.headers(), seconds)
+            status, headers, answer = await _exchange(self, ask.url, content, self.endpoint.headers(), seconds)
             if status == 200:
                 paid = ask.read(_json(answer))
                 self._proved = True
-                await self._disk_call(self._keep, ask, paid, call, time.monotonic() - start)
+                await self._books.do(self._keep, ask, paid, call, time.monotonic() - start)
                 return paid.value
             cost = 0.0
             raise self._failure(status, headers, answer)
         except BadAnswer as e:
-            await self._disk_call(self._settle, call, time.monotonic() - start, cost)
+            await self._books.do(self._settle, call, time.monotonic() - start, cost)
             raise _Lost(str(e)) from None
         except (_Lost, CallError, ServiceError) as e:
             cost = 0.0 if isinstance(e, _Lost) and e.free else cost
-            await self._disk_call(self._settle, call, time.monotonic() - start, cost)
+            await self._books.do(self._settle, call, time.monotonic() - start, cost)
             raise
 
-    async def _free_attempt(self, ask: _Ask, deadline: float) -> Any:
+    async def _free_attempt(self, ask: _Ask, content: bytes, deadline: float) -> Any:
         """As `_attempt`, for a call without a price whose answer is not kept: it touches no database, for a policy's server
         is asked hundreds of times a second. The ledger has its row within a second."""
         start = time.monotonic()
         seconds = max(0.001, min(deadline - start, self.patience.attempt))
         tokens = 0
         try:
-            status, headers, answer = await _exchange(self, ask.url, ask.content, self.endpoint.headers(), seconds)
+            status, headers, answer = await _exchange(self, ask.url, content, self.endpoint.headers(), seconds)
             if status != 200:
                 raise self._failure(status, headers, answer)
             paid = ask.read(_json(answer))
@@ -221,7 +224,7 @@ class Client:
             raise _Lost(str(e)) from None
         finally:
             if not self._free:
-                asyncio.get_running_loop().call_later(1.0, self._disk.submit, self.write_free)
+                self._books.later(1.0, self.write_free)
             self._free.append((time.monotonic() - start, tokens))
 
     def write_free(self) -> None:
@@ -271,7 +274,8 @@ class Client:
     def _keep(self, ask: _Ask, paid: Paid, call: int, seconds: float) -> None:
         cost = ask.price if paid.cost is None else paid.cost
         if ask.family:
-            found: dict[str, Any] = {"seconds": seconds, "tokens": paid.tokens, "cost": cost, "call": call}
+            found: dict[str, Any] = {"seconds": seconds, "tokens": paid.tokens, "cost": cost}
+            found |= {"call": call, "key": ask.key}
             self.cache.put(ask.family, self.endpoint.name, ask.arguments, paid.value, **found)
         else:
             self.cache.settle(call, seconds=seconds, tokens=paid.tokens, cost=cost)
@@ -297,24 +301,37 @@ class Client:
             return ServiceError(f"The {name} service refused each of the first {FIRST} calls (HTTP {status}).{said}")
         return CallError(f"the {name} service refused the call (HTTP {status}){said}")
 
-    async def _queue(self, tokens: int) -> float:
-        """Wait for this call's turn: calls a second, and tokens a minute, over all processes; return the seconds waited."""
-        e = self.endpoint
-        turn = 0.0
-        if e.rate:
-            turn = await self._disk_call(self.cache.next_turn, e.name, e.rate, self._now(), 1)
-        if e.tokens_per_minute and tokens:
-            speed = e.tokens_per_minute / 60
-            turn = max(
-                turn, await self._disk_call(self.cache.next_turn, f"{e.name} tokens", speed, self._now(), tokens)
-            )
+    async def _admitted(self, ask: _Ask) -> tuple[Any, float, int | None]:
+        """Return (the stored value, 0, None), or wait for the call's turn, charge it and return (None, the seconds waited,
+        its number in the ledger, None for a free call)."""
+        if ask.free and not (self.endpoint.rate or self.endpoint.tokens_per_minute):
+            return None, 0.0, None
+        known, turn, call = await self._books.do(self._look_and_charge, ask)
         if turn > 0:
             await self._sleep(turn)
+            if not ask.free:  # only now: what stands in the queue must not use up the budget of what is asked before it
+                call = await self._books.do(self._charge, ask)
+        return known, turn, call
+
+    def _look_and_charge(self, ask: _Ask) -> tuple[Any, float, int | None]:
+        """Look for a stored value; where there is none, take the call's turn and, if that is now, charge it."""
+        known = self.cache.get(ask.family, self.endpoint.name, ask.arguments, ask.key) if ask.family else None
+        if known is not None:
+            return known, 0.0, None
+        turn = self._turn(ask.tokens)
+        return None, turn, None if ask.free or turn > 0 else self._charge(ask)
+
+    def _turn(self, tokens: int) -> float:
+        """Take a turn: calls a second, and tokens a minute, over all processes; return the seconds to wait."""
+        e = self.endpoint
+        turn = self.cache.next_turn(e.name, e.rate, self._now(), 1) if e.rate else 0.0
+        if e.tokens_per_minute and tokens:
+            speed = e.tokens_per_minute / 60
+            turn = max(turn, self.cache.next_turn(f"{e.name} tokens", speed, self._now(), tokens))
         return turn
 
-    async def _disk_call(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run a call of the ledger's database off the event loop: it may wait for another process."""
-        return await asyncio.get_running_loop().run_in_executor(self._disk, work, *arguments)
+    def _charge(self, ask: _Ask) -> int:
+        return self.cache.reserve(self.endpoint.name, self.account, ask.price, self.budget)
 
     def _open(self) -> asyncio.Semaphore:
         """Return the room for calls of the running loop, to which the connections belong."""
@@ -358,13 +375,20 @@ class _Ask:
     """One call, ready to be sent."""
 
     url: str
-    content: bytes
+    pieces: Sequence[bytes | DataUrl]
     arguments: Mapping[str, Any]
     read: Callable[[Any], Paid]
     family: str
+    key: str
     tokens: int
     price: float
     free: bool
+
+    def content(self) -> bytes:
+        """Return the body as it is sent, put together once around the pictures: base64 needs no escaping, and looking for
+        characters to escape in megabytes of it costs more than all the rest of a call."""
+        pieces = [(p,) if isinstance(p, bytes) else p.encoded() for p in self.pieces]
+        return b"".join(chain.from_iterable(pieces))
 
 
 class _Lost(Exception):
@@ -405,12 +429,11 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _packed(body: Mapping[str, Any]) -> tuple[str, bytes]:
-    """Return (the body as JSON with the sha256 of each picture in its place; the body as JSON).
+def _packed(body: Mapping[str, Any]) -> tuple[str, list[bytes | DataUrl]]:
+    """Return (the body as JSON with the sha256 of each picture in its place; the body as JSON around its pictures).
 
     The first is what the cache knows a question by: pictures are kept where they were made, and not a second time with
-    every question about them. The second is put together around the pictures: base64 needs no escaping, and looking for
-    characters to escape in megabytes of it costs more than all the rest of a call.
+    every question about them.
     """
     mark = uuid.uuid4().hex
     pictures: list[DataUrl] = []
@@ -418,13 +441,15 @@ def _packed(body: Mapping[str, Any]) -> tuple[str, bytes]:
     def default(value: Any) -> str:
         if not isinstance(value, DataUrl):
             raise TypeError(f"{type(value).__name__} is not JSON")
-        pictures.append(value)
-        return f"{mark}:{len(pictures) - 1}:"
+        pictures.append(value)  # they are met in the order in which they are written
+        return mark
 
-    pieces = re.split(rf"{mark}:(\d+):", json.dumps(body, default=default))
-    known = [p if i % 2 == 0 else pictures[int(p)].digest() for i, p in enumerate(pieces)]
-    sent = [p.encode() if i % 2 == 0 else pictures[int(p)].encoded() for i, p in enumerate(pieces)]
-    return "".join(known), b"".join(sent)
+    first, *behind = json.dumps(body, default=default).split(mark)
+    light, pieces = [first], [first.encode()]
+    for picture, piece in zip(pictures, behind, strict=True):
+        light += [picture.digest(), piece]
+        pieces += [picture, piece.encode()]
+    return "".join(light), pieces
 
 
 def _json(body: bytes) -> Any:
