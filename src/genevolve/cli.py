@@ -130,6 +130,7 @@ def ablate(
     dataset: Annotated[
         Path | None, typer.Option(help="A GenEvolve-Data folder (default: data, or the profile's own).")
     ] = None,
+    budget: Budget = None,
 ) -> None:
     """Measure what each part of the method adds: arms by seeds, paired, with intervals; what is there is not run again."""
     from genevolve.ablation.command import ablate as command
@@ -146,6 +147,7 @@ def ablate(
             report_only=report_only,
             publish=publish,
             dataset=dataset,
+            budget=budget,
         )
     )
 

@@ -14,7 +14,11 @@ from genevolve.ablation.arms import Arm, arm_settings, load_table
 from genevolve.ablation.results import Result, ResultError, read_result, recipe_of
 from genevolve.ablation.runner import Place, Stamp, Unit, plan
 from genevolve.errors import StageError
+from genevolve.services.cache import BudgetError, CallCache
 from genevolve.settings import Settings
+from tests.services.chats import PATH, thinking
+from tests.stages.test_judged import verdicts
+from tests.tools.web import Server
 
 from .parts import result
 
@@ -131,3 +135,35 @@ def test_the_settings_of_a_result_are_whole(settings: Settings) -> None:
         "profile",
         "retention",
     }  # no run depends on it
+
+
+@pytest.mark.parametrize("runs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_all_processes_pay_from_one_budget_and_the_same_command_goes_on(
+    in_project: Path, dataset: Path, tmp_path: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch, runs: int
+) -> None:
+    server = Server({PATH: [thinking(verdicts)]})
+    told = {"TRACKING": "off", "WEB": str(tmp_path / "web"), "JUDGE_URL": f"{server.url}/v1", "JUDGE_RATE": "1000000"}
+    told |= {"JUDGE_USD_CALL": "0.01", "JUDGE_CONCURRENCY": "2", "COMMAND": "first", "BUDGET": "7"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"GENEVOLVE_{name}", value)
+    raw = yaml.safe_load(arms_file.read_text())
+    judged = {"judge": {"image": "vlm", "program": "vlm", "model": "eye"}, "world": {"budget_usd": 100}}
+    arms_file.write_text(yaml.safe_dump({**raw, "common": {**SMALL, **judged, "bench": {"requests": 6}}}))
+
+    def ablate(budget: float) -> str:
+        where = {"out": tmp_path / "out", "work": tmp_path / "work", "dataset": dataset, "arms_file": arms_file}
+        return command.ablate(profile="tiny", seeds=runs, arms="untuned", jobs=runs, budget=budget, **where)  # type: ignore[arg-type]
+
+    with server.running():
+        with pytest.raises(BudgetError, match=r"The budget of this command, \$0\.05 .* the same command"):
+            ablate(0.05)
+        with CallCache(tmp_path / "web" / "calls.sqlite")._turn() as db:
+            assert db.execute("SELECT DISTINCT account FROM calls WHERE cost > 0").fetchall() == [("first",)]
+        paid = [body for *_, body in server.requests]
+        assert 0 < len(paid) <= 5
+        monkeypatch.setenv("GENEVOLVE_COMMAND", "second")
+        assert "untuned" in ablate(100)
+        later = [body for *_, body in server.requests[len(paid) :]]
+    assert later
+    assert not set(paid) & set(later), "what the first command paid for is not paid again"
+    assert len(list((tmp_path / "out").glob("untuned-s*.json"))) == runs

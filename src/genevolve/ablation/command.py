@@ -12,7 +12,9 @@ from genevolve.ablation.report import write_report
 from genevolve.ablation.runner import Place, Stamp, plan, run
 from genevolve.errors import SettingsError, StageError
 from genevolve.profiles import load
+from genevolve.services.cache import BudgetError
 from genevolve.settings import Settings
+from genevolve.stages.backends import pay_from
 from genevolve.stages.runner import job, run_job
 from genevolve.tracking import tracker
 from genevolve.workspace import Workspace, folder_digest
@@ -35,22 +37,26 @@ def ablate(
     report_only: bool = False,
     publish: bool = False,
     dataset: Path | None = None,
+    budget: float | None = None,
     work: Path = WORK,
     arms_file: Path = Path("ablation.yaml"),
 ) -> str:
     """Run the arms that have no result yet, write the report, and return a small table for the terminal.
 
-    Seeds are first_seed, first_seed + 1, ...: `seeds` of them, or as many as an arm's entry says. Raises StageError when
-    runs failed, after the report of those that did not.
+    Seeds are first_seed, first_seed + 1, ...: `seeds` of them, or as many as an arm's entry says. All runs pay from one
+    account, `budget` dollars or what the profile says. Raises BudgetError when it is used up and StageError when runs failed,
+    both after the report of those that are there.
     """
     table = load_table(arms_file)
-    settings = load(profile, seed=first_seed)
+    settings = load(profile, seed=first_seed, overrides=[] if budget is None else [f"world.budget_usd={budget!r}"])
+    pay_from(settings)
     chosen = table.select(arms or (",".join(table.quick.arms) if quick else None))
     if jobs < 1 or (seeds is not None and seeds < 1):
         raise SettingsError("--jobs and --seeds are at least 1")
     name = f"{settings.profile}{'-quick' if quick else ''}"
     results, reports = _folders(name, out, work)
     failed: Mapping[str, str] = {}
+    spent: BudgetError | None = None
     if report_only:
         summary = _report(results, table, reports, publish, nothing=False)
     else:
@@ -70,12 +76,17 @@ def ablate(
         )
         track = tracker()
         with track.cycle(f"ablation/{name}", {"profile": settings.profile, "arms": ",".join(chosen)}):
-            failed = run(units, place, stamp, jobs) if units else {}
-            summary = _report(results, table, reports, publish, nothing=bool(failed))
+            try:
+                failed = run(units, place, stamp, jobs) if units else {}
+            except BudgetError as e:
+                spent = e
+            summary = _report(results, table, reports, publish, nothing=bool(failed or spent))
             if summary is not None:
                 track.log_metrics({arm: a["kscore"] for arm, a in summary["arms"].items()})
                 track.log_files([reports / "ablation.html"], "report")
     text = terminal(summary, reports) if summary else ""
+    if spent:
+        raise spent
     if failed:
         first, why = next(iter(failed.items()))
         report = f" The report of the others is {reports / 'ablation.html'}." if summary else ""

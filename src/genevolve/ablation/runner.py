@@ -21,6 +21,7 @@ from typing import Any
 from genevolve.ablation import results as files
 from genevolve.ablation.arms import Arm, Table, arm_settings, rollouts, start_settings
 from genevolve.errors import GenEvolveError, StageError
+from genevolve.services.cache import BudgetError
 from genevolve.settings import Settings
 from genevolve.stages.runner import Job, run_job
 from genevolve.tracking import Tracker, tracker
@@ -129,7 +130,8 @@ def _done(unit: Unit, place: Place, stamp: Stamp) -> bool:
 def run(units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int) -> dict[str, str]:
     """Run the units, `jobs` at a time; return title -> sentence of those that failed.
 
-    A failed arm stops no other; a failed cold start leaves out the arms that need it.
+    A failed arm stops no other; a failed cold start leaves out the arms that need it. Where the command's budget is used
+    up, nothing new begins, and its BudgetError is raised when what is under way has ended.
     """
     from tqdm import tqdm
 
@@ -138,6 +140,7 @@ def run(units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int) -> dict[st
     sizes = {split: len(load_requests(place.dataset, split)) for split in ("bench", "validation")}
     sizes["sft"] = units[0].settings.dataset.sft if units else 0
     failed: dict[str, str] = {}
+    spent: BudgetError | None = None
     waiting, running = list(units), dict[Future[None], Unit]()
     unstarted = {u.seed for u in units if u.arm is None}
     bar = tqdm(total=sum(u.work(sizes) for u in units), desc="ablate", unit="rollout", disable=not units)
@@ -152,7 +155,9 @@ def run(units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int) -> dict[st
                 unit = running.pop(future)
                 bar.update(unit.work(sizes))
                 sentence = _sentence(future)
-                if sentence:
+                if isinstance(error := future.exception(), BudgetError):
+                    spent, waiting = error, []
+                elif sentence:
                     failed[unit.title] = sentence
                 elif unit.arm is None:
                     unstarted.discard(unit.seed)
@@ -160,6 +165,8 @@ def run(units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int) -> dict[st
                     lost = [u for u in waiting if _blocked(u, {unit.seed})]
                     failed |= {u.title: f"its cold start failed: {sentence}" for u in lost}
                     waiting = [u for u in waiting if u not in lost]
+    if spent:
+        raise spent
     return failed
 
 
