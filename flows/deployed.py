@@ -61,6 +61,7 @@ def ablation(
     profile: Profile = None,
     jobs: Annotated[int, Field(ge=1, le=64)] = 2,
     size: Literal["whole", "quick"] = "whole",
+    budget: Annotated[float, Field(ge=0)] | None = None,
 ) -> str:
     """Measure what each part of the method adds; runs whose result is there are not done again.
 
@@ -71,12 +72,19 @@ def ablation(
         profile: A profile of params.yaml; empty: $GENEVOLVE_PROFILE, then embedded.
         jobs: Runs side by side, a core each; results do not depend on it.
         size: "quick" is two arms, one seed and a part of the bench: a look.
+        budget: Dollars that paid calls may come to, all processes together; empty: what the profile says.
     """
     from genevolve.ablation.command import ablate
 
     quick = size == "quick"
     table = ablate(
-        profile=profile, seeds=seeds, first_seed=first_seed, arms=None if quick else arms, quick=quick, jobs=jobs
+        profile=profile,
+        seeds=seeds,
+        first_seed=first_seed,
+        arms=None if quick else arms,
+        quick=quick,
+        jobs=jobs,
+        budget=budget,
     )
     print(table)
     return table

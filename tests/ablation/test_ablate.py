@@ -30,7 +30,9 @@ SMALL = {
 
 
 @pytest.fixture
-def arms_file(project: Path, tmp_path: Path) -> Path:
+def arms_file(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("COMMAND", "BUDGET"):  # what the command leaves for its processes ends with the test
+        monkeypatch.setenv(f"GENEVOLVE_{name}", "0")
     raw = yaml.safe_load((project / "ablation.yaml").read_text())
     path = tmp_path / "arms.yaml"
     path.write_text(yaml.safe_dump({**raw, "common": SMALL}))

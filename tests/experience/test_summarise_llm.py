@@ -15,7 +15,7 @@ from genevolve.experience.summarise_llm import LlmSummariser, faults, pair_text,
 from genevolve.records import Bundle, Message, Reward, Score
 from genevolve.services.endpoint import ServiceError
 from tests.services.chats import bodies, chat_model, completion, text_of, thinking
-from tests.tools.web import Reply, reset, send, status
+from tests.tools.web import Reply, endless, reset, said, send, status
 
 from .rollouts import EXACT, LOOSE, QUESTION, look, make, search
 
@@ -148,15 +148,31 @@ def test_a_broken_rule_is_sent_back_once_and_a_second_one_leaves_no_bundle(
     assert says in summariser.reasons[0]
 
 
-@pytest.mark.parametrize(
-    "fault", [status(429), status(500), reset, send(b"<html>"), completion("No."), completion('{"retrieval_key": {')]
-)
-def test_a_fault_costs_its_own_pair_alone(tmp_path: Path, fault: Reply) -> None:
+FAULTS: dict[str, Reply | None] = {
+    "429": status(429, Retry_After="0"),
+    "500": status(500),
+    "reset": reset,
+    "HTML": send(b"<html>", Content_Type="text/html"),
+    "truncated": send(b'{"choices": [', length=99),
+    "schema": said({"choices": [{"text": "a bundle"}]}),
+    "drip": endless(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n"),
+    "hang": None,
+    "words": completion("No."),
+    "cut": completion('{"retrieval_key": {'),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_costs_its_own_pair_alone(tmp_path: Path, name: str) -> None:
     other = Pair(
         "r2", *(t.model_copy(update={"question": "Draw the dog.", "request_id": "r2"}) for t in (BEST, WORST)), 0.5
     )
-    answers = thinking(lambda messages: fault if "Draw the dog." in text_of(messages[1]) else GOOD)
-    found, summariser, _ = bundles(tmp_path, answers, pairs=(PAIR, other, PAIR))
+    patience = {"attempt": 0.4} if name in ("drip", "hang") else {}
+    answers = thinking(lambda m: FAULTS[name] or hang[0] if "Draw the dog." in text_of(m[1]) else GOOD)
+    with chat_model(tmp_path, answers, **patience) as (chat, server):
+        hang = [server.hang()]
+        summariser = LlmSummariser(chat, prompt_text(""), {"seed": 1})
+        found = summariser.bundles((PAIR, other, PAIR), 3)
     assert [b is None for b in found] == [False, True, False]
     assert [bool(r) for r in summariser.reasons] == [False, True, False]
 

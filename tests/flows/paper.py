@@ -34,7 +34,7 @@ from tests.policy.servers import ModelServer
 from tests.policy.tiny import TEMPLATE, VISION, save, seeing_model
 from tests.render.faults import bomb
 from tests.services.chats import PATH, completion, text_of, thinking
-from tests.tools.web import Reply, Server, picture, reset, said, send, status
+from tests.tools.web import Reply, Server, moved, picture, reset, said, send, status
 
 SITE = Path(__file__).parent / "paper_site"
 KEYS = {
@@ -140,8 +140,21 @@ WIRE: dict[str, Reply] = {
     "429": status(429, Retry_After="1"),
     "500": echo,
     "truncated JSON": send(b'{"choices": [{"message": {"content": "', Content_Type="application/json"),
+    "HTML": send(b"<!doctype html><p>Sign in</p>", Content_Type="text/html"),
     "reset": reset,
 }
+FORM: dict[str, Reply] = {"wrong schema": said({"result": "something else"})}
+CUT: dict[str, Reply] = {"cut answer": completion('{"rationale": "Looked at.", "faithf')}
+OF_SERVERS = {"policy": FORM, "render": FORM, "judge": {**FORM, **CUT}, "summariser": {**FORM, **CUT}}
+"""Beside WIRE, where another try may help: a search whose answer has another form is that trajectory's observation."""
+REFUSED = {
+    "inside": "http://inside.example/secret.png",
+    "inward": "http://photos.example/inward.png",
+    "bomb": "http://photos.example/bomb.png",
+    "truncated": "http://photos.example/truncated.jpg",
+    "mislabelled": "http://photos.example/page.png",
+}
+"""Pictures that the image search names first and no fetcher may take."""
 
 
 class PolicyServer(ModelServer):
@@ -225,18 +238,22 @@ class Services:
     def __init__(self, models: Path, dataset: Path, **every: int) -> None:
         """`every`: by server, which new question meets a fault first (1: each of them); none without. The model that writes
         requests and plays them knows the things of `dataset`'s world."""
-        cut = {"cut answer": completion('{"rationale": "Looked at.", "faithf')}
-        more = {"judge": cut, "summariser": cut}
-        self.faults = {n: Sometimes(every.get(n, 0), {**more.get(n, {}), **WIRE}) for n in SERVERS}
+        self.faults = {n: Sometimes(every.get(n, 0), {**OF_SERVERS.get(n, {}), **WIRE}) for n in SERVERS}
         self.policy = PolicyServer(models / "base", KEYS["GENEVOLVE_POLICY_KEY"])
         self.policy.faults = OfPolicy(self.faults["policy"], self.policy)
         photos = {f"/p{n}.jpg": send(picture("JPEG", (90 + n, 60), colour=(40 * n, 90, 120))) for n in range(5)}
-        self.web = Server({p: self.faults["web"].over(r) for p, r in photos.items()} | {"/bomb.png": send(bomb())})
+        bad = {
+            "/bomb.png": send(bomb()),
+            "/truncated.jpg": send(picture("JPEG", (200, 200))[:-400]),
+            "/page.png": send(b"<html>no picture</html>", Content_Type="image/png"),
+            "/inward.png": moved("http://127.0.0.1/secret.png"),
+        }
+        self.web = Server({p: self.faults["web"].over(r) for p, r in photos.items()} | bad)
         self.inside = Server({"/secret.png": send(picture())})
         self.serper = Server({})
         self.serper.script = {
             "/search": [self.faults["search"].over(said({"organic": [row(n) for n in range(6)]}))],
-            "/images": [self.faults["images"].over(said({"images": [self.shown(n) for n in range(-2, 5)]}))],
+            "/images": [self.faults["images"].over(said({"images": [self.shown(n) for n in range(-len(REFUSED), 5)]}))],
         }
         self.judge = Server({PATH: self.faults["judge"].over(thinking(judged))})
         self.summariser = Server(
@@ -252,8 +269,8 @@ class Services:
         )
 
     def shown(self, n: int) -> dict[str, str]:
-        """A row of the image search; the first two are of those that no fetcher may take."""
-        where = {-2: "http://inside.example/secret.png", -1: "http://photos.example/bomb.png"}
+        """A row of the image search; the first are those that no fetcher may take."""
+        where = dict(enumerate(REFUSED.values(), -len(REFUSED)))
         return {"title": f"The thing, picture {n}", "link": f"https://photos.example/{n}",
                 "imageUrl": where.get(n, f"http://photos.example/p{n}.jpg")}  # fmt: skip
 

@@ -20,6 +20,7 @@ from genevolve.training.checkpoint import policy_hash
 from tests.flows.paper import Project, Services, write_models
 
 IMPORTED = "dataset.imported=datasets/public"
+WEB = {"web", "web: private address", "web: pixels", "web: broken picture", "web: not a picture"}
 SHORT = ("cycle.steps=1", "cold_start.processes=1")
 
 
@@ -86,8 +87,12 @@ def test_a_short_cycle_trains_scores_and_leaks_nothing(
     whole(paper, rounds=1)
     assert len(services.policy.names) == 2, "the start's weights, and those that the round's training made of them"
     assert services.policy.names[0] == served_name(paper.built / "c000/trained/policy")
-    assert set(ledger(paper)) >= {"policy", "serper", "judge", "summariser", "web", "web: private address"}
+    assert set(ledger(paper)) >= {"policy", "serper", "judge", "summariser", *WEB}
     assert services.inside.requests == []
+    examined = paper.run("doctor", "--profile", "paper", *paper.sizes(IMPORTED)).stdout.splitlines()
+    asked = ("policy server", "search service", "judge service", "summariser service", "base policy", "embedder model")
+    assert [line for line in examined if line[9:].startswith(asked) and not line.startswith("ok")] == [], examined
+    assert sum(line[9:].startswith(asked) for line in examined) == len(asked), examined
     assert paper.leaks() == []
 
 
@@ -159,9 +164,7 @@ def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_tw
 
     # the ledger knows every service; a picture was refused, and why
     found = ledger(paper)
-    assert set(found) == {"policy", "serper", "judge", "summariser", "web", "web: private address", "web: pixels"}, (
-        found
-    )
+    assert set(found) == {"policy", "serper", "judge", "summariser", *WEB}, found
     assert found["judge"][0] == len(services.judge.requests)
     assert found["serper"][:1] == (len(services.serper.requests),)
     assert found["serper"][2] == pytest.approx(0.001 * len(services.serper.requests))
@@ -204,7 +207,7 @@ def test_a_cycle_with_faults_at_every_server_ends_and_loses_no_record(
     assert sum(row["pairs_without_bundle"] for row in curve) == 0
     found = ledger(paper)
     assert found["judge"][0] == len(services.judge.requests), "a row an attempt"
-    assert set(found) >= {"policy", "serper", "judge", "summariser", "render"}
+    assert set(found) >= {"policy", "serper", "judge", "summariser", "render", *WEB}
     assert paper.leaks() == []
 
 

@@ -20,7 +20,7 @@ from genevolve.agent.chat import prompt_text
 from genevolve.agent.format import call_turn
 from genevolve.agent.system import system_prompt
 from genevolve.dataset.public import load_requests
-from genevolve.errors import SettingsError, StageError
+from genevolve.errors import GenEvolveError, SettingsError, StageError
 from genevolve.policy.base import PolicyError
 from genevolve.policy.local import LocalPolicy
 from genevolve.policy.server import RELOAD, served_name
@@ -259,6 +259,30 @@ def test_generate_and_the_command_line_take_what_is_served(
     done = CliRunner().invoke(app, [*asked, "--set", "policy.backend=openai", "--out", str(tmp_path / "h.png")])
     assert (tmp_path / "h.trajectory.json").exists(), done.output
     assert len(list((tmp_path / "build" / "served").iterdir())) == 1
+
+
+@pytest.mark.parametrize("flavour", ["vllm", "chat"])
+def test_another_checkpoint_is_asked_with_its_own_prompt_file_word_for_word(
+    start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flavour: str
+) -> None:
+    from genevolve.stages.backends import system_text
+
+    server = start(flavour)
+    for stage in ("served", "generate"):
+        monkeypatch.setattr(f"genevolve.stages.{stage}.system_text", system_text)
+    text = 'You are the released agent.\n\n# Tools\n<tools>\n{"name": "search"}\n</tools>\nAnswer in <answer>.'
+    (tmp_path / "system_prompt.md").write_text(f"{text}\n")
+    settings = of_server(f"policy.system={tmp_path / 'system_prompt.md'}")
+    with suppress(GenEvolveError):  # the tiny policy writes no program
+        list(generate.run(settings, question="Draw a giraffe.", policy=base, out=tmp_path / "g.png", dataset=dataset))
+    bodies = [body for path, body in server.asked if path.endswith("completions")]
+    if flavour == "chat":
+        assert bodies[-1]["messages"][0] == {"role": "system", "content": text}
+    else:
+        prompts = [server.policy.tokenizer.decode(b["prompt"], skip_special_tokens=False) for b in bodies]
+        assert prompts[-1].startswith(f"<|im_start|>system\n{text}<|im_end|>\n<|im_start|>user\nDraw a giraffe."), (
+            prompts
+        )
 
 
 def test_a_server_that_is_not_named_is_told_before_anything_starts(

@@ -25,6 +25,7 @@ def test_the_sums_are_those_of_the_manual(project: Path, tmp_path: Path) -> None
     assert not split(1, str(folder / "eight_gpu_fsdp.yaml"))
     assert not split(8, str(folder / "eight_gpu_ddp.yaml"))
     assert not split(8, str(tmp_path / "none.yaml"))
+    assert not split(8, str(folder / "one_gpu.yaml"))
 
 
 def test_doctor_holds_gpus_and_disk_against_the_profile(
