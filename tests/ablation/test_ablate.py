@@ -83,6 +83,18 @@ def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
     assert written["arms"]["full"]["differences"]["sft+grpo"]["second"] is not None
 
 
+def test_requests_that_the_second_judge_does_not_know_leave_its_column_empty(
+    settings: Settings, dataset: Path, tmp_path: Path
+) -> None:
+    from genevolve.ablation.runner import second_scores
+    from genevolve.dataset.public import load_requests
+    from genevolve.records import write_jsonl
+
+    bare = [r.model_copy(update={"scene": None, "gold_program": None}) for r in load_requests(dataset, "bench")]
+    write_jsonl(tmp_path / "requests.jsonl", bare)
+    assert second_scores(tmp_path / "bench", tmp_path, settings) is None, "an imported dataset has no world, either"
+
+
 def units_of(arms: dict[str, Arm], place: Place, stamp: Stamp, **given: Any) -> list[Unit]:
     return plan(load_table(), arms, place, stamp, profile="tiny", seeds=range(1, 3), **given)
 

@@ -211,9 +211,6 @@ def _work(unit: Unit, place: Place, stamp: Stamp) -> None:
 
 def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) -> files.Result:
     """Evolve where the arm does, play the bench, have both judges score it, and write the result."""
-    from genevolve.bench.rescore import rescore
-    from genevolve.stages.backends import make_second_judge
-
     folder, settings = place.work / unit.title, unit.settings
     start = place.start(unit.seed)
     seconds = {} if arm.policy == "base" else {"cold_start": _seconds(start)}
@@ -246,7 +243,7 @@ def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) ->
         seconds=seconds,
         rollouts=round(curve[-1]["rollouts"]) if curve else 0,
         scores=json.loads((folder / "bench" / "scores.json").read_text())["all"],
-        scores_second=rescore(folder / "bench", place.dataset, make_second_judge(settings, place.dataset)),
+        scores_second=second_scores(folder / "bench", place.dataset, settings),
         valid=metrics["sampling"]["valid"],
         dimensions=metrics["summary"]["all"]["dimensions"],
         abilities={name: row["rate"] for name, row in metrics["skills"].items()},
@@ -255,6 +252,18 @@ def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) ->
     )
     result.write(place.out)
     return result
+
+
+def second_scores(bench: Path, dataset: Path, settings: Settings) -> dict[str, float | None] | None:
+    """Return the second judge's scores; None for requests without a scene (imported, or written by a model): it knows the
+    embedded world alone."""
+    from genevolve.bench.rescore import rescore
+    from genevolve.dataset.public import load_requests
+    from genevolve.stages.backends import make_second_judge
+
+    if any(r.scene is None for r in load_requests(dataset, "bench")):
+        return None
+    return rescore(bench, dataset, make_second_judge(settings, dataset))
 
 
 def _seconds(out: Path) -> float:

@@ -445,7 +445,8 @@ def _packed(body: Mapping[str, Any]) -> tuple[str, list[bytes | DataUrl]]:
         return mark
 
     first, *behind = json.dumps(body, default=default).split(mark)
-    light, pieces = [first], [first.encode()]
+    light: list[str] = [first]
+    pieces: list[bytes | DataUrl] = [first.encode()]
     for picture, piece in zip(pictures, behind, strict=True):
         light += [picture.digest(), piece]
         pieces += [picture, piece.encode()]
