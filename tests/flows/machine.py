@@ -14,8 +14,6 @@ import psutil
 from genevolve.operations.daemons import TOKEN, State
 from tests.flows import toys
 
-KEY = "sk-of-the-machine-2b91f7"
-"""A key in the environment of all its processes; it may stand nowhere else."""
 WAIT = 900
 """Seconds a command may take; the machine may be busy."""
 
@@ -49,8 +47,6 @@ class Machine:
             "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
             "PYTHONPATH": os.pathsep.join(map(str, path)),
             "NO_COLOR": "1",
-            "GENEVOLVE_JUDGE_KEY": KEY,
-            "SERPER_API_KEY": KEY,
             **environment,
         }
         home.mkdir(exist_ok=True)

@@ -140,13 +140,21 @@ WIRE: dict[str, Reply] = {
     "429": status(429, Retry_After="1"),
     "500": echo,
     "truncated JSON": send(b'{"choices": [{"message": {"content": "', Content_Type="application/json"),
-    "HTML": send(b"<!doctype html><p>Sign in</p>", Content_Type="text/html"),
     "reset": reset,
 }
-FORM: dict[str, Reply] = {"wrong schema": said({"result": "something else"})}
+HTML: dict[str, Reply] = {"HTML": send(b"<!doctype html><p>Sign in</p>", Content_Type="text/html")}
+FORM: dict[str, Reply] = {"wrong schema": said({"result": "something else"}), **HTML}
 CUT: dict[str, Reply] = {"cut answer": completion('{"rationale": "Looked at.", "faithf')}
-OF_SERVERS = {"policy": FORM, "render": FORM, "judge": {**FORM, **CUT}, "summariser": {**FORM, **CUT}}
-"""Beside WIRE, where another try may help: a search whose answer has another form is that trajectory's observation."""
+OF_SERVERS = {
+    "search": HTML,
+    "images": HTML,
+    "web": HTML,
+    "render": FORM,
+    "judge": FORM | CUT,
+    "summariser": FORM | CUT,
+}
+"""Beside WIRE, where another try may help: a search whose answer has another form is that trajectory's observation, and a page
+in place of what the policy's server says of itself is another kind of server."""
 REFUSED = {
     "inside": "http://inside.example/secret.png",
     "inward": "http://photos.example/inward.png",

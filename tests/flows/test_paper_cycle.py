@@ -188,7 +188,7 @@ def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_tw
 def test_a_cycle_with_faults_at_every_server_ends_and_loses_no_record(
     models: Path, dataset: Path, project: Path, tmp_path: Path
 ) -> None:
-    every = {"policy": 3, "search": 1, "images": 1, "web": 2, "render": 2, "judge": 2, "summariser": 1}
+    every = {"policy": 3, "search": 1, "images": 1, "web": 2, "render": 1, "judge": 2, "summariser": 1}
     with Services(models, dataset, **every).running() as services:
         paper = Project(tmp_path / "project", project, models, services)
         paper.import_data()
