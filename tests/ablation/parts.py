@@ -17,6 +17,7 @@ def result(arm: str, seed: int, scores: dict[str, float | None], **given: Any) -
         "settings": {"seeds": {"run_seed": seed}},
         "recipe": "0" * 16,
         "dataset": "d" * 64,
+        "base": "b",
         "commit": "abc",
         "machine": "here",
         "finished": "2026-11-23",

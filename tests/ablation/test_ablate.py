@@ -105,7 +105,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def test_a_plan_has_core_first_one_cold_start_a_seed_and_nothing_that_is_done(in_project: Path, place: Place) -> None:
-    table, stamp = load_table(), Stamp("c", "m", "d")
+    table, stamp = load_table(), Stamp("c", "m", "d", "b")
     arms = {name: table.arms[name] for name in ("untuned", "k3", "full", "sft")}
     titles = [u.title for u in units_of(arms, place, stamp)]
     expected = ["cold-s1", "full-s1", "sft-s1", "cold-s2", "full-s2", "sft-s2"]
@@ -116,10 +116,11 @@ def test_a_plan_has_core_first_one_cold_start_a_seed_and_nothing_that_is_done(in
     assert [u.title for u in units_of(only_base, place, stamp)] == ["untuned-s1", "untuned-s2"]
 
     settings = arm_settings(table, table.arms["full"], "tiny", 1)
-    result("full", 1, {"a": 1.0}, recipe=recipe_of(settings, "d")).write(place.out)
+    result("full", 1, {"a": 1.0}, recipe=recipe_of(settings, "d", "b")).write(place.out)
     assert "full-s1" not in [u.title for u in units_of(arms, place, stamp)]
-    with pytest.raises(ResultError, match=r"full-s1\.json was made with other settings or data"):
-        units_of(arms, place, Stamp("c", "m", "other data"))
+    for other in (Stamp("c", "m", "other data", "b"), Stamp("c", "m", "d", "other base")):
+        with pytest.raises(ResultError, match=r"full-s1\.json was made with other settings, data or base"):
+            units_of(arms, place, other)
 
 
 def test_the_bars_work_counts_rollouts_validation_and_bench(in_project: Path) -> None:

@@ -17,6 +17,7 @@ from genevolve.settings import Settings
 from genevolve.stages.backends import pay_from
 from genevolve.stages.runner import job, run_job
 from genevolve.tracking import tracker
+from genevolve.training.checkpoint import base_folder, policy_hash, tokenizer_hash
 from genevolve.workspace import Workspace, folder_digest
 
 COMMITTED = Path("docs/results/ablation")
@@ -61,7 +62,9 @@ def ablate(
         summary = _report(results, table, reports, publish, nothing=False)
     else:
         place = Place(_dataset(settings, dataset), work / name, work / settings.profile, results)
-        stamp = Stamp(files.commit(), files.machine(), folder_digest(place.dataset))
+        base = base_folder(settings.policy.base)
+        base_digest = f"{policy_hash(base)} {tokenizer_hash(base)}"
+        stamp = Stamp(files.commit(), files.machine(), folder_digest(place.dataset), base_digest)
         _note_requests(place)
         count = seeds or (1 if quick else max(arm.seeds for arm in chosen.values()))
         units = plan(

@@ -59,9 +59,11 @@ class Result(BaseModel):
     settings: dict[str, Any]
     """All values the run had, by section; switches at their defaults left out."""
     recipe: str
-    """16 hex digits of sha256 over settings and dataset: two results of an arm are comparable when settings agree."""
+    """16 hex digits of sha256 over settings, dataset and base: two results of an arm are comparable when they agree."""
     dataset: str
     """sha256 of the dataset folder."""
+    base: str
+    """sha256 of the base's weights, then of its tokenizer."""
     commit: str
     machine: str
     finished: str
@@ -117,9 +119,9 @@ def read_results(folder: Path) -> list[Result]:
     return sorted((read_result(p) for p in paths), key=lambda r: (r.arm, r.seed))
 
 
-def recipe_of(settings: Settings, dataset: str) -> str:
+def recipe_of(settings: Settings, dataset: str, base: str) -> str:
     """Return 16 hex digits over all that makes a result, our code left out: the commit is noted beside it."""
-    text = json.dumps({"settings": all_values(settings), "dataset": dataset}, sort_keys=True)
+    text = json.dumps({"settings": all_values(settings), "dataset": dataset, "base": base}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -55,6 +55,8 @@ class Stamp:
     machine: str
     dataset: str
     """sha256 of the dataset folder"""
+    base: str
+    """sha256 of the base's weights and of its tokenizer"""
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ def _done(unit: Unit, place: Place, stamp: Stamp) -> bool:
     path = files.result_path(place.out, unit.name, unit.seed)
     if not path.exists():
         return False
-    if files.read_result(path).recipe != files.recipe_of(unit.settings, stamp.dataset):
+    if files.read_result(path).recipe != files.recipe_of(unit.settings, stamp.dataset, stamp.base):
         raise files.ResultError(
-            f"{path} was made with other settings or data than now: delete it, or take another --out folder."
+            f"{path} was made with other settings, data or base than now: delete it, or take another --out folder."
         )
     return True
 
@@ -235,8 +237,9 @@ def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) ->
         profile=settings.profile,
         overrides=arm.overrides,
         settings=files.all_values(settings),
-        recipe=files.recipe_of(settings, stamp.dataset),
+        recipe=files.recipe_of(settings, stamp.dataset, stamp.base),
         dataset=stamp.dataset,
+        base=stamp.base,
         commit=stamp.commit,
         machine=stamp.machine,
         finished=datetime.now(UTC).date().isoformat(),
