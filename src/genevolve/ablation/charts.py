@@ -46,7 +46,7 @@ def curves_chart(series: Mapping[str, Sequence[tuple[float, float]]], colours: M
     drawn = {name: points for name, points in drawn.items() if points}
     if not drawn:
         return ""
-    width, left, right, top, plot = 640.0, 48.0, 16.0, 12.0, 230.0
+    width, left, right, top, plot = 640.0, 64.0, 16.0, 12.0, 230.0
     height = top + plot + 30 + 18 * len(drawn)
     xs = [x for points in drawn.values() for x, _ in points]
     ys = [y for points in drawn.values() for _, y in points]
