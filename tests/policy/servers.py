@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from genevolve.policy.base import Job, Sampling
 from genevolve.policy.draw import draw, uniforms
 from genevolve.policy.engine import Engine
 from genevolve.policy.local import LocalPolicy
-from tests.tools.web import Reply, send
+from tests.tools.web import LoopbackHTTPServer, Reply, send
 
 CAPACITY = 1280
 
@@ -129,7 +129,7 @@ class ModelServer:
             def log_message(self, *arguments: Any) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = LoopbackHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.root = f"http://127.0.0.1:{self.http.server_address[1]}"
         self.url = f"{self.root}/v1"

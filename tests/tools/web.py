@@ -21,6 +21,11 @@ PUBLIC = "93.184.215.14"
 """What names resolve to unless a test says otherwise; nothing is ever sent there: `dial` leads to the loopback server."""
 
 
+class LoopbackHTTPServer(ThreadingHTTPServer):
+    request_queue_size = 256
+    """Five, as is the default, are too few: where more connect at once on a busy machine, the system resets some."""
+
+
 class Server:
     """Answers from `script` by path: a list gives one reply a request, the last one again and again."""
 
@@ -56,7 +61,7 @@ class Server:
             def log_message(self, *arguments: Any) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = LoopbackHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.port = self.http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -141,7 +141,7 @@ class _State:
         for folder in whole:
             row = json.loads((folder / "metrics.json").read_text())
             self.curve.append(row)
-            self.validated(row["step"], row)
+            self.validated(int(folder.name), row)  # metrics are floats on disk
         self.step = len(whole)
         self.policy = whole[-1] / "policy" if whole else parent
         self.learner: Learner = make_learner(settings, parent, dataset)
