@@ -65,8 +65,9 @@ class Clone:
 
     def worker_log(self) -> str:
         """Return the end of what the worker and its runs said."""
-        found = sorted((self.folder / ".genevolve" / "logs").glob("worker*.log"))
-        return found[0].read_text(errors="replace")[-3000:] if found else ""
+        logs = self.folder / ".genevolve" / "logs"
+        runs = sorted(logs.glob("run-*.log"), key=lambda path: path.stat().st_mtime)
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in [*logs.glob("worker*.log"), *runs[-1:]])
 
     def left(self) -> list[str]:
         """Return what still runs in the clone or listens at its ports."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from flows.plain import RUN
 from genevolve.operations import journal
 from genevolve.operations.addresses import call
 
-RUN = "PREFECT__FLOW_RUN_ID"
-"""Prefect's variable in the environment of a run's process."""
 OPEN = ["PENDING", "RUNNING", "CANCELLING"]
 CRASHED = {
     "type": "CRASHED",

@@ -7,11 +7,19 @@
 from __future__ import annotations
 
 import functools
+import os
+import stat
+import sys
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import prefect
 from prefect.context import FlowRunContext
+
+from genevolve.operations import FOLDER
+
+RUN = "PREFECT__FLOW_RUN_ID"
+"""Prefect's variable in the environment of a run's process, and of all that it starts."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,7 +43,29 @@ class Step(Generic[P, R]):
 def flow(**options: Any) -> Callable[[Callable[P, R]], Step[P, R]]:
     """Decorate a flow; options are those of `prefect.flow`."""
     options = {"validate_parameters": False, "log_prints": True} | options
-    return lambda function: Step(function, prefect.flow(**options)(function))
+    return lambda function: Step(function, prefect.flow(**options)(_with_own_log(function)))
+
+
+def _with_own_log(function: Callable[P, R]) -> Callable[P, R]:
+    """Have what a worker's run says, DVC and stages included, go to .genevolve/logs/run-ID.log.
+
+    The worker would pass it on through a pipe. Once the worker is killed, whoever writes to that pipe fails: the run, and
+    the stage in the middle of its work.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        run = os.environ.get(RUN)
+        if run and stat.S_ISFIFO(os.fstat(2).st_mode):
+            path = FOLDER / "logs" / f"run-{run}.log"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sys.stdout.flush()
+            with path.open("ab") as log:
+                for end in (1, 2):
+                    os.dup2(log.fileno(), end)
+        return function(*args, **kwargs)
+
+    return wrapped
 
 
 def task(**options: Any) -> Callable[[Callable[P, R]], Step[P, R]]:

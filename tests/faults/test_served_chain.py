@@ -113,7 +113,9 @@ class Served:
         if not self.run:
             self.begin()
         wait_for(lambda: not self.at_work(), "the night does not end")
-        assert self.state() == "COMPLETED", self.project.logs()
+        assert self.state() == "COMPLETED", (
+            f"{call(f'{self.api}/flow_runs/{self.run}')['state']}\n{self.project.logs()}"
+        )
 
 
 CELLS = {
