@@ -21,7 +21,7 @@ SWITCHES = {
     "sampling": ("guide_to_student", "removed_tools"),
     "experience": ("guides", "guide_bullets"),
     "distill": ("grpo_weight", "teacher", "lambda_schedule", "sdl_tokens"),
-    "bench": ("requests",),
+    "bench": ("requests", "draws"),
 }
 """Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no
 fingerprint, so that a ledger written before there was such a switch still names the same runs."""
@@ -345,6 +345,9 @@ class Bench(Section):
     """Splits with fewer pairs than this are not looked at. [ours]"""
     requests: int | None = Field(default=None, ge=2)
     """Play only so many, spread evenly over the bench (a quick look); null: all of them."""
+    draws: int = Field(default=1, ge=1, le=16)
+    """Rollouts a bench request, whose mean is its score: a champion's luck in a single one is what all challengers are
+    measured against. [ours]: 1"""
 
 
 class Cycle(Section):

@@ -64,6 +64,17 @@ def test_the_bench_scores_every_request_and_compares_with_its_baseline(
     page = (after / "report.html").read_text()
     assert requests[0].id in (after / "requests.csv").read_text()
     assert "<script" not in page
+    # Drawn twice: the first draws are those of a bench of one, and a request's score is the mean.
+    twice, drawn = few.model_copy(update={"bench": few.bench.model_copy(update={"draws": 2})}), tmp_path / "twice"
+    drawn.mkdir()
+    third = bench.run(twice, dataset=dataset, policy=base, baseline=before, out=drawn)
+    once, both = (list(read_jsonl(f / "blocks" / "00000.jsonl", Trajectory)) for f in (before, drawn))
+    assert [t.id for t in both if t.rollout == 0] == [t.id for t in once]
+    assert [t.completion_ids for t in both if t.rollout == 0] == [t.completion_ids for t in once]
+    assert third["summary"]["all"]["n"] == 2 * third["all"]["n"] == 2 * len(requests)
+    for request, score in json.loads((drawn / "scores.json").read_text())["all"].items():
+        values = [t.reward.image.overall if t.reward and t.reward.image else 0 for t in both if t.request_id == request]
+        assert score == pytest.approx(sum(values) / 2)
 
 
 def test_the_pool_is_walked_through_before_any_request_comes_again(few: Settings, dataset: Path) -> None:

@@ -76,7 +76,7 @@ class Unit:
         """Return about how many trajectories the unit plays or trains on: the measure of the progress bar."""
         if self.arm is None:
             return round(requests["sft"] * self.settings.cold_start.epochs)
-        bench = min(requests["bench"], self.settings.bench.requests or requests["bench"])
+        bench = min(requests["bench"], self.settings.bench.requests or requests["bench"]) * self.settings.bench.draws
         if self.arm.policy != "evolved":
             return bench
         c = self.settings.cycle

@@ -46,11 +46,12 @@ def spread(requests: list[Request], n: int | None) -> list[Request]:
 
 
 def play(settings: Settings, dataset: Path, policy: Path, requests: list[Request], out: Path) -> list[Trajectory]:
-    """Play every request once, in blocks; blocks already on disk are read, not played again."""
+    """Play every request `bench.draws` times, in blocks; blocks already on disk are read, not played again."""
     from tqdm import tqdm
 
     played: list[Trajectory] = []
-    bar = tqdm(total=len(requests), desc="bench", unit="request")
+    draws = settings.bench.draws
+    bar = tqdm(total=len(requests) * draws, desc="bench", unit="rollout")
     with Crew(settings, dataset) as crew:
         block = max(1, len(requests)) if crew.served else 64  # a server's records are on disk one by one
         for start in range(0, len(requests), block):
@@ -61,7 +62,7 @@ def play(settings: Settings, dataset: Path, policy: Path, requests: list[Request
                 bar.update(len(done))
             else:
                 seed = step_seed(settings, SEED_OFFSET)
-                done = crew.play(policy, part, 1, bench_sampling(settings), seed, images=out, on_done=bar.update)
+                done = crew.play(policy, part, draws, bench_sampling(settings), seed, images=out, on_done=bar.update)
                 write_jsonl(path, done)
                 (out / NAME).unlink(missing_ok=True)
             played += done
@@ -73,7 +74,8 @@ def contact(dataset: Path, requests: list[Request], played: list[Trajectory], ou
     """Write contact.png: the first n drawn requests spread over the bench, ground truth beside the policy's picture."""
     from genevolve.render.contact import contact_sheet
 
-    drawn = [(r, t.image) for r, t in zip(requests, played, strict=True) if t.image and r.gt_image]
+    first = [t for t in played if t.rollout == 0]
+    drawn = [(r, t.image) for r, t in zip(requests, first, strict=True) if t.image and r.gt_image]
     if not drawn:
         return []
     few = drawn[:: max(1, len(drawn) // n)][:n]
