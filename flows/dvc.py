@@ -61,11 +61,7 @@ def _mend(path: Path) -> None:
 
     Nothing is run again for it that lies here: a stage is found by its fingerprint (stages/runner.py), and recorded anew.
     """
-    try:
-        torn = path.exists() and not (path.stat().st_size and isinstance(yaml.safe_load(path.read_text("utf-8")), dict))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        torn = True
-    if not torn:
+    if not path.exists() or _is_whole(path):
         return
     path.replace(path.with_name(f"{path.name}.damaged"))
     committed = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True)
@@ -74,6 +70,15 @@ def _mend(path: Path) -> None:
     elif path == Path(IMPORT):  # of the first import, whose copy is made again
         shutil.rmtree("data", ignore_errors=True)
     print(f"{path} was damaged, as a kill leaves it, and lies in {path}.damaged", file=sys.stderr, flush=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Say whether data.dvc or dvc.lock has what DVC writes into it; the beginning of either may be YAML, too."""
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+        return "stages" in found if path == LOCK else all(out["path"] for out in found["outs"]) and "deps" in found
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+        return False
 
 
 def add(folder: Path) -> None:
