@@ -21,7 +21,7 @@ SWITCHES = {
     "sampling": ("guide_to_student", "removed_tools"),
     "experience": ("guides", "guide_bullets"),
     "distill": ("grpo_weight", "teacher", "lambda_schedule", "sdl_tokens"),
-    "bench": ("requests", "draws"),
+    "bench": ("requests",),
 }
 """Fields that only the arms of an ablation set. At their defaults they stand in no recipe and no
 fingerprint, so that a ledger written before there was such a switch still names the same runs."""
@@ -64,6 +64,7 @@ LATER = {
     "sampling": ("show_images", "image_pixels"),
     "cold_start": ("trainer", *RANKS_ONLY),
     "distill": ("saved", "device", "processes", "accelerate"),
+    "bench": ("draws",),
 }
 """Fields that came after the first ledger, for other back ends and data than the embedded ones: left out in the same way."""
 
