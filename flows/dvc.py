@@ -202,7 +202,7 @@ def _call(arguments: tuple[str, ...], more: Mapping[str, str]) -> tuple[int, str
         kept: list[str] = []
         while piece := process.stderr.read(1):  # by character: progress bars end in no newline
             kept.append(piece)
-            with suppress(OSError):  # the worker that read it may have been killed: no reason to end the night
+            with suppress(OSError):  # whoever read it may be gone: no reason to end the cycle
                 sys.stderr.write(piece)
                 sys.stderr.flush()
         return process.wait(), "".join(kept)
