@@ -46,7 +46,8 @@ class DistillConfig(BaseModel):
     aggregation: Literal["seq-mean-token-sum", "token-mean", "seq-mean-token-mean"] = "seq-mean-token-sum"
     """How per-token GRPO and KL losses become one number, over the whole step. [P] seq-mean-token-sum."""
     advantage_eps: float = Field(default=1e-4, gt=0)
-    """Added to the group's reward std. TRL's value; the paper gives none."""
+    """Added to the group's reward std. TRL's value; the paper gives none. Beside rewards in 0..1 a tenth or more takes weight
+    from groups that hardly differ, which 1e-4 blows up to the size of the others (docs/results.md)."""
 
     grpo_weight: float = Field(default=1.0, ge=0)
     """Weight of the GRPO loss; 0 leaves KL and distillation alone (an arm of the ablation). Ours: the paper has 1."""
