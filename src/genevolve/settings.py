@@ -348,7 +348,7 @@ class Bench(Section):
     """Play only so many, spread evenly over the bench (a quick look); null: all of them."""
     draws: int = Field(default=1, ge=1, le=16)
     """Rollouts a bench request, whose mean is its score: a champion's luck in a single one is what all challengers are
-    measured against. [ours]: 1"""
+    measured against. [ours]: 2 in the embedded profile"""
 
 
 class Cycle(Section):
