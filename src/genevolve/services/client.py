@@ -8,7 +8,6 @@ downloads (`tools/fetch.py`): the user named this server.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import random
 import ssl
@@ -23,6 +22,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import httpx
+import pybase64
 from pydantic_core import from_json
 
 from genevolve.files import Picture
@@ -74,7 +74,7 @@ class DataUrl:
 
     def encoded(self) -> tuple[bytes, bytes]:
         """Return the URL in two pieces: putting a megabyte together here would only copy it once more."""
-        return f"data:{self.media_type};base64,".encode(), base64.b64encode(self.data)
+        return f"data:{self.media_type};base64,".encode(), pybase64.b64encode(self.data)
 
     def digest(self) -> str:
         return f"data:{self.media_type};sha256,{Picture.of(self.data).sha256}"
