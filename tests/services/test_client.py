@@ -6,6 +6,8 @@ import asyncio
 import base64
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,9 +20,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from genevolve.errors import SettingsError
-from genevolve.services import loop
+from genevolve.services import loop, wire
 from genevolve.services.cache import BudgetError, CallCache
-from genevolve.services.client import BadAnswer, CallError, Client, DataUrl, Paid, _packed
+from genevolve.services.client import BadAnswer, CallError, Client, DataUrl, Paid, _bytes, _packed
 from genevolve.services.endpoint import Endpoint, ServiceError
 from genevolve.services.patience import Patience, retry_after
 from tests.tools.web import Reply, Server, endless, moved, reset, said, send, status
@@ -290,7 +292,8 @@ def test_a_body_is_the_json_it_would_be_whatever_stands_in_it(parts: list[str | 
         return {"model": "m", "messages": [{"content": rows}], "temperature": 0.0, "seed": None}
 
     light, pieces = _packed(body(lambda data: DataUrl(data, "image/png")))
-    content = b"".join(p if isinstance(p, bytes) else b"".join(p.encoded()) for p in pieces)
+    content = b"".join(_bytes(pieces))
+    assert sum(map(len, pieces)) == len(content)
     assert content == json.dumps(body(lambda data: "data:image/png;base64," + base64.b64encode(data).decode())).encode()
     assert json.loads(light) == body(lambda data: f"data:image/png;sha256,{hashlib.sha256(data).hexdigest()}")
 
@@ -363,3 +366,45 @@ def test_a_path_beside_the_base_urls_v1(play: Any) -> None:
     server.script["/do"] = [said({"n": 4})]
     assert client.post("/do", {}, read, root=True) == 4
     assert client.post("/do", {}, read) == 3
+
+
+def test_pictures_are_sent_again_with_an_attempt_that_is_made_again(play: Any) -> None:
+    client, server, _ = play([status(500), said({"n": 3})])
+    body = {"a": [DataUrl(b"one picture", "image/png"), "between", DataUrl(b"", "image/webp")], "b": "é"}
+    assert client.post("/do", body, read) == 3
+    first, second = (json.loads(sent) for *_, sent in server.requests)
+    picture = base64.b64encode(b"one picture").decode()
+    assert first == second == {
+        "a": [f"data:image/png;base64,{picture}", "between", "data:image/webp;base64,"], "b": "é",
+    }  # fmt: skip
+
+
+def test_a_proxy_of_the_environment_is_used_but_for_this_machine(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, server, _ = play(said({"n": 3}), url="http://judge.invalid/v1", key=None)
+    assert wire.proxy_of("http://judge.invalid/v1") is None
+    monkeypatch.setenv("http_proxy", server.url)
+    server.script["http://judge.invalid/v1/do"] = [said({"n": 4})]
+    through = Client(client.endpoint, client.cache, budget=1.0, account="t", patience=Patience(attempts=1))
+    assert through.post("/do", {"a": 1}, read) == 4
+    assert wire.proxy_of(server.url) is None
+    monkeypatch.setenv("no_proxy", "judge.invalid")
+    assert wire.proxy_of("http://judge.invalid/v1") is None
+    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:1")
+    with pytest.raises(SettingsError, match=r"The proxy for a\.example in the environment is none that http"):
+        wire.proxy_of("https://a.example/v1")
+
+
+def test_a_process_that_closes_nothing_ends_without_a_word(tmp_path: Path) -> None:
+    server = Server({"/v1/do": said({"n": 3})})
+    script = f"""
+from pathlib import Path
+from genevolve.services.cache import CallCache
+from genevolve.services.client import Client, Paid
+from genevolve.services.endpoint import Endpoint
+client = Client(Endpoint("judge", {server.url + "/v1"!r}), CallCache(Path({str(tmp_path)!r}) / "c"), budget=1.0, account="t")
+print(client.post("/do", {{}}, lambda value: Paid(value["n"])))
+"""
+    with server.running():
+        done = subprocess.run([sys.executable, "-X", "dev", "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+    assert "Unclosed" not in done.stderr, done.stderr

@@ -10,23 +10,18 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import ssl
 import time
 import uuid
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain
 from typing import Any, TypeVar
 
-import httpx
 import pybase64
 from pydantic_core import from_json
 
 from genevolve.files import Picture
-from genevolve.services import loop
+from genevolve.services import loop, wire
 from genevolve.services.books import Books
 from genevolve.services.cache import CallCache, call_key
 from genevolve.services.endpoint import Endpoint, ServiceError
@@ -34,8 +29,6 @@ from genevolve.services.patience import AGAIN, Patience, retry_after
 
 T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
-IDLE = 30.0
-"""Seconds a connection is kept that nobody uses."""
 FIRST = 8
 """So many calls refused as they are, and none answered, end the command: all others would be refused, too."""
 SAID = 300
@@ -72,9 +65,17 @@ class DataUrl:
     data: bytes
     media_type: str
 
+    @property
+    def head(self) -> bytes:
+        return f"data:{self.media_type};base64,".encode()
+
     def encoded(self) -> tuple[bytes, bytes]:
         """Return the URL in two pieces: putting a megabyte together here would only copy it once more."""
-        return f"data:{self.media_type};base64,".encode(), pybase64.b64encode(self.data)
+        return self.head, pybase64.b64encode(self.data)
+
+    def __len__(self) -> int:
+        """Return how many bytes the URL has."""
+        return len(self.head) + 4 * -(-len(self.data) // 3)
 
     def digest(self) -> str:
         return f"data:{self.media_type};sha256,{Picture.of(self.data).sha256}"
@@ -100,8 +101,7 @@ class Client:
         self.patience = patience or Patience(attempts=6, attempt=300, total=1800)
         self._sleep, self._draw, self._now = sleep, draw, now
         self._books = Books(cache)
-        self._idle: list[httpx.AsyncClient] = []
-        self._closing: set[asyncio.Task[None]] = set()
+        self._proxy = wire.proxy_of(endpoint.url)
         self._room: asyncio.Semaphore | None = None
         self._owner: object = None
         self._flights: dict[str, asyncio.Future[Any]] = {}
@@ -164,18 +164,16 @@ class Client:
     async def _paid(self, ask: _Ask) -> Any:
         """Return the call's stored value, or make the call, again where that may help, and store what it brings."""
         async with self._open():
-            content = b""
             deadline = time.monotonic() + self.patience.total
             for attempt in range(1, self.patience.attempts + 1):
                 known, waited, call = await self._admitted(ask)
                 if known is not None:
                     return known
-                content = content or ask.content()
                 deadline += waited  # in our own queue: no fault of the service
                 try:
                     if call is None:
-                        return await self._free_attempt(ask, content, deadline)
-                    return await self._attempt(ask, content, call, deadline)
+                        return await self._free_attempt(ask, deadline)
+                    return await self._attempt(ask, call, deadline)
                 except _Lost as e:
                     lost = e
                 pause = self.patience.pause(attempt, lost.wait, self._draw())
@@ -184,13 +182,13 @@ class Client:
                 await self._sleep(pause)
             raise CallError(f"the {self.endpoint.name} service does not answer ({lost.reason})")
 
-    async def _attempt(self, ask: _Ask, content: bytes, call: int, deadline: float) -> Any:
+    async def _attempt(self, ask: _Ask, call: int, deadline: float) -> Any:
         """Make the call once, charged as number `call` of the ledger; raise _Lost where another attempt may help."""
         start = time.monotonic()
         seconds = max(0.001, min(deadline - start, self.patience.attempt))
         cost = ask.price  # after a failure in the middle the service may have counted it, and so do we
         try:
-            status, headers, answer = await _exchange(self, ask.url, content, self.endpoint.headers(), seconds)
+            status, headers, answer = await self._exchange(ask.url, ask.pieces, seconds)
             if status == 200:
                 paid = ask.read(_json(answer))
                 self._proved = True
@@ -206,14 +204,14 @@ class Client:
             await self._books.do(self._settle, call, time.monotonic() - start, cost)
             raise
 
-    async def _free_attempt(self, ask: _Ask, content: bytes, deadline: float) -> Any:
+    async def _free_attempt(self, ask: _Ask, deadline: float) -> Any:
         """As `_attempt`, for a call without a price whose answer is not kept: it touches no database, for a policy's server
         is asked hundreds of times a second. The ledger has its row within a second."""
         start = time.monotonic()
         seconds = max(0.001, min(deadline - start, self.patience.attempt))
         tokens = 0
         try:
-            status, headers, answer = await _exchange(self, ask.url, content, self.endpoint.headers(), seconds)
+            status, headers, answer = await self._exchange(ask.url, ask.pieces, seconds)
             if status != 200:
                 raise self._failure(status, headers, answer)
             paid = ask.read(_json(answer))
@@ -243,14 +241,12 @@ class Client:
         key, CallError when no answer comes.
         """
         base = self.root if root else self.endpoint.url
-        content = None if body is None else json.dumps(body).encode()
+        content = None if body is None else [json.dumps(body).encode()]
         reason = ""
         for attempt in range(1, self.patience.attempts + 1):
             wait = 0.0
             try:
-                status, headers, answer = await _exchange(
-                    self, f"{base}{path}", content, self.endpoint.headers(), min(60, self.patience.attempt)
-                )
+                status, headers, answer = await self._exchange(f"{base}{path}", content, min(60, self.patience.attempt))
                 if status in (401, 402, 403):
                     raise self._refusal(status, answer)
                 value = _json_or_none(answer)
@@ -337,37 +333,43 @@ class Client:
         """Return the room for calls of the running loop, to which the connections belong."""
         running = asyncio.get_running_loop()
         if self._room is None or self._owner is not running:
-            self._idle, self._owner = [], running
+            self._owner = running
             self._room = asyncio.Semaphore(self.endpoint.concurrency)
         return self._room
 
-    @contextmanager
-    def _connection(self) -> Iterator[httpx.AsyncClient]:
-        """Lend a client with a pool of one connection, the one used last if it is idle. A pool of many looks through all of
-        its connections at every call: at 64 calls under way that was two thirds of our CPU."""
-        self._open()
-        if self._idle:
-            lent = self._idle.pop()
-        else:
-            proxies = httpx.URL(self.endpoint.url).host not in ("localhost", "127.0.0.1", "::1")
-            one = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=IDLE)
-            lent = httpx.AsyncClient(limits=one, timeout=None, trust_env=proxies, verify=_tls())
+    async def _exchange(
+        self, url: str, pieces: Sequence[bytes | DataUrl] | None, seconds: float
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Send one POST, or a GET without `pieces`; return status, headers (any case) and body, all within `seconds` and MOST_BYTES."""
+        sent = {**self.endpoint.headers(), "content-type": "application/json", "accept": "application/json"}
+        data: bytes | AsyncIterator[bytes] | None = None
+        if pieces is not None:
+            sent["content-length"] = str(sum(map(len, pieces)))
+            data = _written(pieces) if len(pieces) > 1 else b"".join(_bytes(pieces))
+        method = "GET" if pieces is None else "POST"
         try:
-            yield lent
-        except BaseException:  # cut off in the middle: whatever state it is in, nobody uses it again
-            closing = asyncio.get_running_loop().create_task(lent.aclose())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-            raise
-        self._idle.append(lent)
+            async with (
+                asyncio.timeout(seconds),
+                wire.session().request(
+                    method, url, data=data, headers=sent, proxy=self._proxy, allow_redirects=False
+                ) as got,
+            ):
+                body = bytearray()
+                async for chunk in got.content.iter_any():
+                    body += chunk
+                    if len(body) > MOST_BYTES:
+                        raise _Lost("more bytes than allowed")
+                return got.status, got.headers, bytes(body)
+        except TimeoutError:
+            raise _Lost("time") from None
+        except wire.NoConnection:
+            raise _Lost("no connection", free=True) from None
+        except wire.Broken:
+            raise _Lost("connection") from None
 
     def close(self) -> None:
-        """Close the connections; the client opens new ones when it is used again."""
+        """Write what the ledger does not know yet; the client can be used again."""
         self.write_free()
-        idle, self._idle = self._idle, []
-        if idle and self._owner is loop.current():
-            for wire in idle:
-                loop.run(wire.aclose())
 
 
 @dataclass(frozen=True)
@@ -384,12 +386,6 @@ class _Ask:
     price: float
     free: bool
 
-    def content(self) -> bytes:
-        """Return the body as it is sent, put together once around the pictures: base64 needs no escaping, and looking for
-        characters to escape in megabytes of it costs more than all the rest of a call."""
-        pieces = [(p,) if isinstance(p, bytes) else p.encoded() for p in self.pieces]
-        return b"".join(chain.from_iterable(pieces))
-
 
 class _Lost(Exception):
     """No usable answer came. `free`: the service cannot have counted the call; `wait`: seconds it asks for."""
@@ -399,34 +395,19 @@ class _Lost(Exception):
         self.reason, self.free, self.wait = reason, free, wait
 
 
-async def _exchange(
-    client: Client, url: str, content: bytes | None, headers: Mapping[str, str], seconds: float
-) -> tuple[int, dict[str, str], bytes]:
-    """Send one POST, or a GET without `content`; return status, headers (lower-case names) and body, all within `seconds`
-    and MOST_BYTES."""
-    sent = {**headers, "content-type": "application/json", "accept": "application/json"}
-    method = "GET" if content is None else "POST"
-    try:
-        with client._connection() as wire:
-            async with asyncio.timeout(seconds), wire.stream(method, url, content=content, headers=sent) as got:
-                body = bytearray()
-                async for chunk in got.aiter_bytes():
-                    body += chunk
-                    if len(body) > MOST_BYTES:
-                        raise _Lost("more bytes than allowed")
-                return got.status_code, {k.lower(): v for k, v in got.headers.items()}, bytes(body)
-    except TimeoutError:
-        raise _Lost("time") from None
-    except (httpx.ConnectError, httpx.ConnectTimeout):
-        raise _Lost("no connection", free=True) from None
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError):
-        raise _Lost("connection") from None
+def _bytes(pieces: Sequence[bytes | DataUrl]) -> Iterator[bytes]:
+    """Give a body piece by piece, pictures as base64: that needs no escaping, and looking for characters to escape in
+    megabytes of it, or putting them together first, costs more than all the rest of a call."""
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+        else:
+            yield from piece.encoded()
 
 
-@cache
-def _tls() -> ssl.SSLContext:
-    """Return the verifying TLS context, made once in a process: it takes 20 ms."""
-    return httpx.create_ssl_context()
+async def _written(pieces: Sequence[bytes | DataUrl]) -> AsyncIterator[bytes]:
+    for piece in _bytes(pieces):
+        yield piece
 
 
 def _packed(body: Mapping[str, Any]) -> tuple[str, list[bytes | DataUrl]]:
