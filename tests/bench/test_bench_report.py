@@ -13,7 +13,7 @@ import pytest
 from genevolve.bench.page import turns
 from genevolve.bench.pictures import inline, line_chart
 from genevolve.bench.report import BenchReport, Side, Yield, build_report
-from genevolve.bench.score import bench_rows
+from genevolve.bench.score import bench_rows, shown_pairs
 from genevolve.records import Message, Program
 
 from .parts import make_request, make_score, make_trajectory, paint
@@ -148,3 +148,31 @@ def test_a_chart_has_finite_coordinates_for_one_point_and_a_flat_line() -> None:
         svg = line_chart(points, "x")
         assert svg.count("<circle") == sum(y != float("inf") for _, y in points)
         assert not re.search(r"nan|inf", svg)
+
+
+def test_a_card_shows_two_rollouts_that_differ_as_the_means_do(tmp_path: Path) -> None:
+    requests = [make_request(i) for i in range(2)]
+
+    def side(name: str, values: list[float]) -> Side:
+        played = [
+            make_trajectory(r, make_score(v=v), id=f"{r.id}-{n}", rollout=n, image=None)
+            for r in requests
+            for n, v in enumerate(values)
+        ]
+        return Side(name, bench_rows(requests, played))
+
+    before, after = side("cold start", [1, 0, 1]), side("evolved", [1, 1, 0.5])
+    pairs = shown_pairs(before.rows, after.rows)
+    assert {k: (b.trajectory.rollout, a.trajectory.rollout) for k, (b, a) in pairs.items() if b.trajectory and a.trajectory} == {
+        "q000": (0, 0),
+        "q001": (0, 0),
+    }  # fmt: skip
+    up = shown_pairs(side("", [1, 0]).rows, side("", [1, 1]).rows)["q000"]
+    assert [row.score.visual_correctness for row in up if row.score] == [0, 1], (
+        "of equally near ones that which differs"
+    )
+    missing = bench_rows(requests, [make_trajectory(r, None) for r in requests])
+    assert shown_pairs(missing, after.rows)["q000"] == (missing[0], after.rows[0])
+    html = build_report(before, after, resamples=50).write(tmp_path)["report.html"].read_text(encoding="utf-8")
+    assert "Each request was played 3 times" in html
+    assert "mean of all rollouts 0.87, then 0.93" in html

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genevolve.bench.pictures import Picture, inline, line_chart
-from genevolve.bench.score import DIMENSIONS, BenchRow
+from genevolve.bench.score import DIMENSIONS, BenchRow, overall_values, shown_pairs
 from genevolve.records import Message
 
 if TYPE_CHECKING:
-    from genevolve.bench.report import BenchReport, Side
+    from genevolve.bench.report import BenchReport
 
 _THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
@@ -55,6 +56,9 @@ def render_page(report: BenchReport) -> str:
     gains = [key for key, diff in changes if diff > 0][: report.cases]
     losses = [key for key, diff in reversed(changes) if diff < 0][: report.cases]
     diffs = dict(changes)
+    shown = shown_pairs(report.before.rows, report.after.rows)
+    draws = max(Counter(r.request.id for r in report.after.rows).values(), default=0)
+    means = [overall_values(side.rows) if draws > 1 else {} for side in (report.before, report.after)]
     # line_chart escapes its one text itself; nothing else goes into the page as markup.
     drawn = [(name, line_chart(points, name)) for name, points in report.curves.items()]
     return template.render(
@@ -63,12 +67,13 @@ def render_page(report: BenchReport) -> str:
         before_name=report.before.name,
         after_name=report.after.name,
         paired=report.paired,
+        draws=draws,
         measures=_measures(report.summaries),
         splits=_splits(report.summaries),
         charts=[{"title": name, "svg": Markup(svg)} for name, svg in drawn if svg],
         yields=report.yields,
-        gains=[_case(report, key, diffs[key]) for key in gains],
-        losses=[_case(report, key, diffs[key]) for key in losses],
+        gains=[_case(report, *shown[key], diffs[key], [m[key] for m in means if key in m]) for key in gains],
+        losses=[_case(report, *shown[key], diffs[key], [m[key] for m in means if key in m]) for key in losses],
     )
 
 
@@ -102,22 +107,21 @@ def _label(name: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _case(report: BenchReport, key: str, diff: float) -> dict[str, Any]:
-    before, after = _row(report.before, key), _row(report.after, key)
+def _case(report: BenchReport, before: BenchRow, after: BenchRow, diff: float, means: Sequence[Any]) -> dict[str, Any]:
     request = before.request
     facts = [request.id, *filter(None, (_label(request.eval_type or ""), request.category, request.difficulty))]
     return {
         "question": request.question,
-        "facts": [*facts, *([f"{request.half} half"] if request.half else [])],
+        "facts": [
+            *facts,
+            *([f"{request.half} half"] if request.half else []),
+            *(["mean of all rollouts {:.2f}, then {:.2f}".format(*means)] if means else []),
+        ],
         "diff": diff,
         "gt": inline(report.dataset, request.gt_image),
         "before": _side(before, report.before.images, report.world),
         "after": _side(after, report.after.images, report.world),
     }
-
-
-def _row(side: Side, key: str) -> BenchRow:
-    return next(r for r in side.rows if r.request.id == key)
 
 
 def _side(row: BenchRow, images: Path | None, world: Path | None) -> dict[str, Any]:

@@ -104,6 +104,40 @@ def overall_values(rows: Sequence[BenchRow]) -> dict[str, float | None]:
     return {key: sum(v) / len(v) if v else None for key, v in values.items()}
 
 
+def shown_pairs(before: Sequence[BenchRow], after: Sequence[BenchRow]) -> dict[str, tuple[BenchRow, BenchRow]]:
+    """Return request id -> the rollout of either policy to show for it: those that differ most nearly as their means do.
+
+    Of equally near pairs the one that differs most, then the first; where a mean is missing, the first rollouts.
+    """
+    means = overall_values(before), overall_values(after)
+    old, new = _by_request(before), _by_request(after)
+    pairs = {}
+    for key in old.keys() & new.keys():
+        wanted = _minus(means[1][key], means[0][key])
+
+        def order(
+            pair: tuple[BenchRow, BenchRow], key: str = key, wanted: float | None = wanted
+        ) -> tuple[float, float]:
+            found = _minus(*(overall_values([row])[key] for row in reversed(pair)))
+            if wanted is None or found is None:
+                return (0.0, 0.0) if wanted is None else (float("inf"), 0.0)
+            return round(abs(found - wanted), 9), -abs(found)
+
+        pairs[key] = min(((b, a) for b in old[key] for a in new[key]), key=order)
+    return pairs
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
+
+
+def _by_request(rows: Sequence[BenchRow]) -> dict[str, list[BenchRow]]:
+    groups: dict[str, list[BenchRow]] = {}
+    for row in rows:
+        groups.setdefault(row.request.id, []).append(row)
+    return groups
+
+
 def _by(rows: Sequence[BenchRow], name: str) -> dict[str, list[BenchRow]]:
     groups: dict[str, list[BenchRow]] = {}
     for row in rows:
