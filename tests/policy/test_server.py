@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from genevolve.errors import SettingsError
 from genevolve.policy.base import Job, PolicyError, Sampling
 from genevolve.policy.openai import ServedPolicy
-from genevolve.policy.server import RELOAD, START, look_once, read_card, served_name, write_card
+from genevolve.policy.server import RELOAD, START, load, look_once, read_card, served_name, serving, write_card
+from genevolve.services import loop
 from genevolve.services.cache import CallCache
 from genevolve.services.client import Client
 from genevolve.services.endpoint import Endpoint
@@ -146,6 +147,34 @@ def test_vllm_loads_an_adapter_and_lets_the_last_one_go(
     server.cards.pop(served_name(trained))
     with pytest.raises(PolicyError, match=r"did not load the weights \(/load_lora_adapter: HTTP 404\)"):
         ServedPolicy.connect(client, "tiny", trained)
+
+
+@pytest.mark.parametrize("how", ["sglang", "lora"])
+def test_a_load_may_take_longer_than_other_calls_and_is_sent_once(
+    start: Any, folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    client, server = start("sglang" if how == "sglang" else "vllm")
+    client.patience = Patience(attempts=6, attempt=0.5, total=100, first_wait=0.01)
+    monkeypatch.setenv(RELOAD, how)
+    if how == "lora":
+        (trained / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    path = "/update_weights_from_disk" if how == "sglang" else "/v1/load_lora_adapter"
+
+    def slowly(handler: Any) -> None:
+        server.over.wait(0.8)
+        server._reply(handler, server.asked[-1][1])(handler)
+
+    server.faults[path] = [status(503), slowly]
+    now = loop.run(load(client, trained, loop.run(serving(client))))
+    assert now.model_of(served_name(trained))
+    assert server.count(path) == 2, "a server that is busy is asked again, one at work is not"
+    monkeypatch.setenv(START, "0.6")
+    server.faults[path] = [server.hang()]
+    with pytest.raises(
+        PolicyError, match=r"did not load the weights \(.*: the policy service does not answer \(time\)"
+    ):
+        loop.run(load(client, trained, now))
+    assert server.count(path) == 3
 
 
 def test_a_command_restarts_the_server_and_is_waited_for(

@@ -154,7 +154,7 @@ async def _load_adapter(client: Client, folder: Path, name: str, now: Serving) -
 
 async def _post(client: Client, path: str, body: Mapping[str, Any], *, root: bool = False) -> None:
     try:
-        status, value = await client.look(path, body, root=root)
+        status, value = await client.look(path, body, root=root, seconds=_patience())
     except CallError as e:
         raise PolicyError(f"The policy's server did not load the weights ({path}: {e.reason}).") from None
     if status != 200 or (isinstance(value, dict) and value.get("success") is False):

@@ -234,30 +234,35 @@ class Client:
             return self._refusal(status, answer)
         return _Lost(f"HTTP {status}", wait=retry_after(headers, self._now(), self.patience.longest_wait))
 
-    async def look(self, path: str, body: Mapping[str, Any] | None = None, *, root: bool = False) -> tuple[int, Any]:
+    async def look(
+        self, path: str, body: Mapping[str, Any] | None = None, *, root: bool = False, seconds: float = 0.0
+    ) -> tuple[int, Any]:
         """Return (status, JSON or None) of a GET, or of a POST where there is a body: what a server is and can do.
 
-        `root`: the path stands beside the base URL's /v1. Asked again as other calls are, never charged. Raises ServiceError for a refused
-        key, CallError when no answer comes.
+        `root`: the path stands beside the base URL's /v1. Asked again as other calls are, never charged. `seconds`: for a
+        POST that sets the server to work for so long; it is sent again only where the server refused it for now or never
+        got it. Raises ServiceError for a refused key, CallError when no answer comes.
         """
         base = self.root if root else self.endpoint.url
+        limit = max(seconds, min(60, self.patience.attempt))
         content = None if body is None else [json.dumps(body).encode()]
         reason = ""
         for attempt in range(1, self.patience.attempts + 1):
             wait = 0.0
             try:
-                status, headers, answer = await self._exchange(f"{base}{path}", content, min(60, self.patience.attempt))
+                status, headers, answer = await self._exchange(f"{base}{path}", content, limit)
                 if status in (401, 402, 403):
                     raise self._refusal(status, answer)
                 value = _json_or_none(answer)
                 if status == 200 and value is None and answer.lstrip()[:1] in (b"{", b"["):
-                    reason = "no JSON"  # cut off: what it would have said of the server must not be read as a no
-                elif status not in AGAIN:
+                    raise _Lost("no JSON")  # cut off: what it would have said of the server must not be read as a no
+                if status not in AGAIN:
                     return status, value
-                else:
-                    reason, wait = f"HTTP {status}", retry_after(headers, self._now(), self.patience.longest_wait)
+                reason, wait = f"HTTP {status}", retry_after(headers, self._now(), self.patience.longest_wait)
             except _Lost as e:
                 reason = e.reason
+                if seconds and not e.free:  # it may be at work: a second load would only stand behind the first
+                    break
             if attempt < self.patience.attempts:
                 await self._sleep(self.patience.pause(attempt, wait, self._draw()))
         raise CallError(f"the {self.endpoint.name} service does not answer ({reason})")
