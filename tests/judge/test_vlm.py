@@ -13,7 +13,9 @@ from genevolve.errors import SettingsError, TryLaterError
 from genevolve.judge.base import JudgeJob, ProgramJob
 from genevolve.judge.vlm import VlmImageJudge, VlmProgramJudge, Wording, rubric_text
 from genevolve.records import Program, Reference, Request
-from genevolve.services.cache import BudgetError
+from genevolve.services.cache import BudgetError, CallCache
+from genevolve.services.chat import Chat
+from genevolve.services.client import Client
 from genevolve.services.endpoint import ServiceError
 from genevolve.services.steady import DOWN
 from tests.services.chats import PATH, bodies, chat_model, completion, text_of, thinking
@@ -161,6 +163,17 @@ def test_a_lasting_fault_is_a_missing_judgement_with_its_reason_beside_good_ones
     assert judge.reasons[1].startswith("the judge gave no score: ")
     if fault == "refused":
         assert "image too large" in judge.reasons[1]
+
+
+def test_a_cut_answer_stands_in_the_note_and_a_second_command_asks_nothing(tmp_path: Path) -> None:
+    with chat_model(tmp_path, completion('{"rationale": "long', "length")) as (chat, server):
+        again = Client(chat.client.endpoint, CallCache(chat.client.cache.path), budget=0.0, account="another command")
+        for client in (chat.client, again):
+            judge = VlmImageJudge(Chat(client, "some-model"), IMAGE)
+            assert judge.score([job()]) == [None]
+            assert judge.reasons == ["the judge gave no score: the answer was cut at its most tokens"]
+            assert judge.notes[0]["answers"] == ['{"rationale": "long']
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("image", [b"", b"<svg/>", b"GIF89a...."])

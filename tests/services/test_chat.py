@@ -145,11 +145,19 @@ def test_a_check_refuses_and_every_answer_is_heard(play: Any) -> None:
     assert heard == [GOOD, GOOD]
 
 
-def test_an_answer_cut_at_its_most_tokens_is_not_paid_again(play: Any) -> None:
-    chat, server = play(answer("{", "length"))
+@pytest.mark.parametrize("content", ["{", None])
+def test_an_answer_cut_at_its_most_tokens_is_heard_kept_and_not_paid_again(play: Any, content: Any) -> None:
+    usage = {"prompt_tokens": 1000, "completion_tokens": 500}
+    chat, server = play(answer(content, "length", usage=usage))
+    for _ in range(2):  # the second is another command: it finds the answer in the file
+        heard: list[str] = []
+        with pytest.raises(CallError, match="cut at its most tokens"):
+            loop.run(chat.object(Ask((user("Now."),)), Verdict, family="judge", heard=heard))
+        assert heard == [content or ""]
+    assert len(server.requests) == 1
+    assert round(chat.client.cache.spent("judge").cost, 6) == 0.002
     with pytest.raises(CallError, match="cut at its most tokens"):
         loop.run(chat.text(Ask((user("Now."),))))
-    assert len(server.requests) == 1
 
 
 def test_a_field_of_the_body_can_be_taken_out(play: Any) -> None:

@@ -18,8 +18,18 @@ from genevolve.services.client import BadAnswer, CallError, Client, DataUrl, Pai
 M = TypeVar("M", bound=BaseModel)
 IMAGE_TOKENS = 1600
 """Reserved in budget and token rate for a picture, before the server says what it took."""
+CUT = "cut"
+"""The one field of what is kept of a cut answer; of a whole one only its text is kept."""
 RAW = 100_000
 """Most characters of an answer that are read."""
+
+
+class CutError(CallError):
+    """The answer ended at its most tokens. It was paid and is kept: asked again, it would be cut again, for money."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("the answer was cut at its most tokens")
+        self.text = text
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Chat:
         self.client, self.model = client, model
 
     async def text(self, ask: Ask, *, family: str = "") -> str:
-        """Return the answer's text; the same question of a `family` is paid once. Raises as `Client.ask`."""
+        """Return the answer's text; the same question of a `family` is paid once. Raises CutError, and as `Client.ask`."""
         body = {"model": self.model, "messages": list(ask.messages), "temperature": ask.temperature}
         body |= {"max_tokens": ask.max_tokens, **ask.extra}
         body = {k: v for k, v in body.items() if v is not None}
@@ -66,7 +76,10 @@ class Chat:
             return Paid(_answer(value), tokens_in + tokens_out, self.client.endpoint.cost(tokens_in, tokens_out))
 
         how: dict[str, Any] = {"family": family, "tokens_in": size, "tokens_out": ask.max_tokens}
-        return str(await self.client.ask("/chat/completions", body, read, **how))
+        found = await self.client.ask("/chat/completions", body, read, **how)
+        if isinstance(found, dict):
+            raise CutError(found[CUT])
+        return str(found)
 
     async def object(
         self,
@@ -88,7 +101,12 @@ class Chat:
         wrong = ""
         for _ in range(tries):
             asked = Ask((*ask.messages, *said), ask.temperature, ask.max_tokens, ask.extra)
-            raw = await self.text(asked, family=family)
+            try:
+                raw = await self.text(asked, family=family)
+            except CutError as e:
+                if heard is not None:
+                    heard.append(e.text)
+                raise
             if heard is not None:
                 heard.append(raw)
             try:
@@ -159,8 +177,8 @@ def _what_is_wrong(error: Exception) -> str:
     return str(error)
 
 
-def _answer(value: Any) -> str:
-    """Return the text of a completion; raise BadAnswer for another form or an empty answer, CallError for one that is cut."""
+def _answer(value: Any) -> str | dict[str, str]:
+    """Return the text of a completion, {CUT: text} for one that is cut; raise BadAnswer for another form or an empty one."""
     try:
         choice = value["choices"][0]
         content = choice["message"]["content"]
@@ -168,11 +186,12 @@ def _answer(value: Any) -> str:
         raise BadAnswer("wrong form") from None
     if isinstance(content, list):  # some servers answer in parts
         content = "".join(str(p.get("text", "")) for p in content if isinstance(p, dict))
-    if not isinstance(content, str) or not content.strip():
+    text = content if isinstance(content, str) else ""
+    if choice.get("finish_reason") == "length":  # before the next: a model may spend all its tokens on thoughts
+        return {CUT: text}
+    if not text.strip():
         raise BadAnswer("empty answer")
-    if choice.get("finish_reason") == "length":
-        raise CallError("the answer was cut at its most tokens")  # asked again, it would be cut again, for money
-    return content
+    return text
 
 
 def _usage(value: Any, size: int, most: int) -> tuple[int, int]:
