@@ -160,6 +160,29 @@ def test_an_answer_cut_at_its_most_tokens_is_heard_kept_and_not_paid_again(play:
         loop.run(chat.text(Ask((user("Now."),))))
 
 
+@pytest.mark.parametrize(
+    ("text", "images", "least"),
+    [
+        ("abc" * 100, [], 100),
+        ("画一只猫" * 100, [], 400),
+        ("дом" * 100, [], 300),
+        ("🐈" * 300, [], 400),
+        ("\ud800", [], 1),
+        ("", [picture()], 1600),
+        ("", [picture(size=(1400, 1400))], 2500),
+        ("", [picture("WEBP", size=(1401, 1400)), picture("JPEG", size=(1400, 1401))], 5100),
+        ("", [picture(size=(5000, 5000))], 16384),
+        ("", [b"\x89PNG\r\n\x1a\n" + b"\xff" * 50], 16384),
+    ],
+)
+def test_what_is_reserved_is_the_most_that_texts_and_pictures_may_take(
+    play: Any, text: str, images: list[bytes], least: int
+) -> None:
+    chat, _ = play(answer("yes"))  # it says no usage: what was reserved counts
+    loop.run(chat.text(Ask((user(text, [("", i) for i in images]),), max_tokens=50)))
+    assert chat.client.cache.spent().tokens == 50 + 8 + least
+
+
 def test_a_field_of_the_body_can_be_taken_out(play: Any) -> None:
     chat, server = play(answer("yes"))
     ask = Ask((user("Now."),), extra={"max_tokens": None, "max_completion_tokens": 50, "seed": 1})

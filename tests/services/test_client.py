@@ -183,6 +183,19 @@ def test_the_budget_stops_before_it_is_passed(play: Any) -> None:
     assert len(server.requests) == 1
 
 
+def test_calls_that_cost_more_than_was_reserved_end_the_command_at_the_next(play: Any) -> None:
+    client, server, _ = play(said({"n": 3}), budget=0.9, usd_call=0.1)  # .25 paid
+
+    async def two() -> list[Any]:
+        return await asyncio.gather(*(client.ask("/do", {"a": a}, read) for a in range(2)))
+
+    for _ in range(2):
+        loop.run(two())
+    with pytest.raises(BudgetError, match=r"\$1\.0000 are spent"):
+        client.post("/do", {"a": 4}, read)
+    assert len(server.requests) == 4
+
+
 def test_calls_have_a_rate(play: Any) -> None:
     client, _, slept = play(said({"n": 3}), rate=4.0)
     for a in range(3):

@@ -6,6 +6,7 @@ common core of OpenAI, vLLM, SGLang and Gemini's compatible end point.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from pydantic import BaseModel, ValidationError
 from genevolve.services.client import BadAnswer, CallError, Client, DataUrl, Paid
 
 M = TypeVar("M", bound=BaseModel)
-IMAGE_TOKENS = 1600
-"""Reserved in budget and token rate for a picture, before the server says what it took."""
+PATCH = 28
+"""Side in pixels of what counts as one token of a picture: Qwen-VL's patches; Qwen3-VL's and Gemini's are larger."""
+LEAST_IMAGE, MOST_IMAGE = 1600, 16384
+"""Tokens reserved for a picture at least, as some vendors count small ones as large, and at most (Qwen-VL's own limit)."""
 CUT = "cut"
 """The one field of what is kept of a cut answer; of a whole one only its text is kept."""
 RAW = 100_000
@@ -203,12 +206,32 @@ def _usage(value: Any, size: int, most: int) -> tuple[int, int]:
 
 
 def _size(message: dict[str, Any]) -> int:
-    """Return a high guess of a message's tokens: three characters each, and IMAGE_TOKENS a picture."""
+    """Return a high guess of a message's tokens, which is reserved in budget and token rate."""
     content = message["content"]
     if isinstance(content, str):
-        return len(content) // 3 + 8
-    texts = sum(len(p["text"]) for p in content if p["type"] == "text")
-    return texts // 3 + 8 + IMAGE_TOKENS * sum(p["type"] == "image_url" for p in content)
+        return _text_size(content) + 8
+    parts = (_text_size(p["text"]) if p["type"] == "text" else _image_size(p["image_url"]["url"].data) for p in content)
+    return sum(parts) + 8
+
+
+def _text_size(text: str) -> int:
+    """Return a token for three ASCII characters and one for every other character, or for three bytes of UTF-8 if that is more."""
+    if text.isascii():
+        return -(-len(text) // 3)
+    ascii_size = len(text.encode("ascii", "ignore"))
+    return max(-(-ascii_size // 3) + len(text) - ascii_size, -(-len(text.encode("utf-8", "surrogatepass")) // 3))
+
+
+def _image_size(data: bytes) -> int:
+    """Return a token for each PATCH x PATCH pixels, within LEAST_IMAGE and MOST_IMAGE; MOST_IMAGE for what is no picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:  # its header alone is read
+            width, height = image.size
+    except Exception:  # a decoder fed with hostile bytes may raise anything
+        return MOST_IMAGE
+    return min(MOST_IMAGE, max(LEAST_IMAGE, -(-width // PATCH) * -(-height // PATCH)))
 
 
 def _media_type(data: bytes) -> str:
