@@ -164,6 +164,36 @@ def test_doctor_looks_at_the_models_of_a_profile(
     assert not Path(".cache").exists(), "looking changes nothing"
 
 
+def test_doctor_says_where_a_budget_counts_nothing(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genevolve.doctor import examine
+    from tests.tools.web import Server, said
+
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((project / "params.yaml").read_text())
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    services = ("judge", "summariser", "teacher")
+    over = ["judge.model=m", "experience.model=m", "dataset.teacher_model=m"]
+    far, models = "http://models.invalid/v1", said({"data": [{"id": "m"}]})
+    server = Server({f"{far}/models": models, "/v1/models": models})
+
+    def uncounted() -> list[str]:
+        found = {f.what: f for f in examine("paper", over)}
+        assert all(found[f"{name} service"].ok for name in services)
+        says = "no price is set: --budget counts nothing for it (GENEVOLVE_{}_USD_IN)"
+        return [name for name in services if says.format(name.upper()) in found[f"{name} service"].said]
+
+    with server.running():
+        monkeypatch.setenv("http_proxy", server.url)  # the name leads nowhere else
+        for name in services:
+            monkeypatch.setenv(f"GENEVOLVE_{name.upper()}_URL", far)
+        assert uncounted() == [*services]
+        monkeypatch.setenv("GENEVOLVE_JUDGE_USD_OUT", "8")
+        monkeypatch.setenv("GENEVOLVE_TEACHER_URL", f"{server.url}/v1")
+        assert uncounted() == ["summariser"]
+
+
 def test_an_error_stands_on_a_line_of_its_own_below_an_open_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

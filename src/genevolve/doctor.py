@@ -223,7 +223,12 @@ def _chat_service(name: str, setting: str, model: str, blocks: str) -> Finding:
         return Finding(what, False, f"{endpoint.url}, but {setting} is empty", blocks)
     ok, said = look(endpoint, model)
     key = "with a key" if endpoint.key is not None else "without a key"
-    return Finding(what, ok, f"{endpoint.url} {said}; model {model}, {key}", blocks)
+    price = (
+        f"; no price is set: --budget counts nothing for it ({endpoint.variable('USD_IN')})"
+        if endpoint.uncounted
+        else ""
+    )
+    return Finding(what, ok, f"{endpoint.url} {said}; model {model}, {key}{price}", blocks)
 
 
 def _embedder_there(model: str) -> bool:

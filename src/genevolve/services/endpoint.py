@@ -95,6 +95,11 @@ class Endpoint:
         """Return whether no call costs anything: a server of the user's own."""
         return not (self.usd_in or self.usd_out or self.usd_call)
 
+    @property
+    def uncounted(self) -> bool:
+        """Return whether calls may cost what no budget hears of: none has a price, and the server is not the user's own."""
+        return self.free and not _near(httpx.URL(self.url).host)
+
     def headers(self) -> dict[str, str]:
         if self.key is None:
             return {}
