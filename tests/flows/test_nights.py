@@ -249,8 +249,10 @@ def test_a_full_campaign_is_archived_and_the_champion_goes_on_as_its_root(use: C
     assert night()["parent"] == "c003"  # which is the root's policy
 
 
-def test_the_benchmark_of_nights_tells_what_they_came_to(use: Callable[..., None], tmp_path: Path) -> None:
-    from benchmarks.nights import plot, schedule, told
+def test_the_benchmark_of_nights_tells_what_they_came_to(
+    use: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.nights import publish, schedule, told
     from genevolve.operations.journal import last_nights
 
     for gain in (-0.2, 0.1, 0.05):
@@ -288,8 +290,22 @@ def test_the_benchmark_of_nights_tells_what_they_came_to(use: Callable[..., None
     assert (result["gain"]["report"], result["falls"]["gate"]) == (pytest.approx(0.15), 0)
     assert (result["promoted"], result["cancelled"], result["skipped"], result["crashed"]) == (2, 1, 0, 1)
     assert nights[1]["stages"].keys() == {"c002/trained", "c002/bench"}
-    plot({**result, "seed": 7}, tmp_path / "nights.png")
+    shift = pytest.approx(0.05)
+    assert nights[2]["report"] == {"n": 10, "diff": shift, "low": shift, "high": shift}
+    capsys.readouterr()
+    publish({**result, "seed": 7, "left": []}, tmp_path)
+    told_last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told_last["met"] == {"gain": True, "falls": True, "by_schedule": True, "nothing_left": True}
+    assert json.loads((tmp_path / "nights.json").read_text()) == told_last
     assert (tmp_path / "nights.png").stat().st_size > 10_000
+
+    # A gain on the gate half alone meets no aim; a night that somebody helped, or a process that stays, is no proof at all.
+    nights[1]["by_schedule"] = False
+    half = {"gain": {**result["gain"], "report": 0.04}, "falls": {**result["falls"], "report": 1}}
+    with pytest.raises(SystemExit, match="a night was not begun by the schedule; something was left behind"):
+        publish({**result, **half, "seed": 7, "left": ["process 1: python"]}, tmp_path)
+    found = json.loads((tmp_path / "nights.json").read_text())["met"]
+    assert found == {"gain": False, "falls": False, "by_schedule": False, "nothing_left": False}
     file = tmp_path / "prefect.yaml"
     file.write_text((Path(__file__).parents[2] / "prefect.yaml").read_text())
     schedule(file, 7, "tiny", 3)
