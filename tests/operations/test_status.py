@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ import pytest
 
 from genevolve.operations import addresses
 from genevolve.operations.daemons import ServeError
-from genevolve.operations.journal import lock_file, night
+from genevolve.operations.journal import lock_file, night, skipped
 from genevolve.operations.status import status
+from genevolve.tracking import MOVE, MlflowTracker
+from tests.flows import toys
 
 Answers = Callable[[str, Any], Any]
 
@@ -173,8 +176,45 @@ def test_a_failed_night_a_cut_off_one_and_a_full_disk_need_somebody(
     assert "failed: no judge" in said["last nights"]
     assert "was cut off" in said["now"]
     assert said["champion"].startswith("unknown: mlruns/mlflow.db cannot be read")
-    for part in ("the last night failed", "a cycle was cut off", "make room", "`make serve`"):
+    unread = "see that mlruns/mlflow.db can be read, or no night will run"
+    for part in ("the last night failed;", "a cycle was cut off", "make room", "`make serve`", unread):
         assert part in said["needs you"]
+
+
+def test_a_failed_night_stays_to_be_mended_while_nights_are_skipped_and_until_one_has_run() -> None:
+    with pytest.raises(OSError, match="no judge"), night(""):
+        raise OSError("no judge")
+    for _ in range(4):  # more than are shown
+        skipped("", "it began 200 minutes late")
+    said = lines()["needs you"]
+    assert re.search(r"the last night failed \(\d{4}-\d\d-\d\d \d\d:\d\d: no judge\), and none has run since;", said)
+    with night(""):
+        pass
+    assert "failed" not in lines()["needs you"]
+
+
+def test_the_champions_score_since_when_it_is_champion_and_what_lies_on_the_disk(folder: Path) -> None:
+    toys.empty_database(folder / "mlruns")
+    (folder / "policy").mkdir()
+    (folder / "policy" / "w").write_text("weights")
+    track = MlflowTracker()
+    assert lines()["champion"] == "none yet: no policy has passed the gate"
+    for cycle, kscore in (("c001", 0.81), ("c002", 0.832)):
+        with track.cycle(cycle, {}, cycle):
+            version = track.register_policy(folder / "policy", {"after": kscore}, cycle)
+        track.promote(version, reason="better")
+    track._client.set_registered_model_tag(  # of the year before: the moves of this test are a moment apart
+        track._model, f"{MOVE}0", json.dumps({"line": "", "time": "2025-01-02T03:04:05+00:00", "to": "c001"})
+    )
+    since = datetime.fromisoformat(track.moves()[-1]["time"]).astimezone()
+    assert since.year > 2025
+    cache = folder / ".dvc" / "cache" / "files"
+    cache.mkdir(parents=True)
+    with (cache / "object").open("wb") as sparse:
+        sparse.truncate(3 * 2**29)
+    said = lines()
+    assert said["champion"] == f"c002, KScore 0.8320 on the report half, since {since:%Y-%m-%d %H:%M}"
+    assert said["disk"].endswith("GB free; here, in GB: .dvc/cache 1.5, mlruns 0.0")
 
 
 def test_a_running_cycle_is_seen() -> None:

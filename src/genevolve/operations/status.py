@@ -17,7 +17,8 @@ from genevolve.operations.journal import Night
 from genevolve.operations.spend import ledgers, lines
 from genevolve.tracking import FOLDER as MLRUNS
 
-NIGHTS = 3
+NIGHTS, LOOK_BACK = 3, 100
+"""How many are shown, and how many are asked for the last that was not skipped."""
 NIGHTLY = "evolution-cycle/nightly"
 PLACES = ("build", ".dvc/cache", "campaigns", "mlruns", ".cache")
 
@@ -37,8 +38,9 @@ def status(line: str = "", folder: Path = FOLDER) -> list[str]:
     """Return the lines for a line of cycles ("": the project's own)."""
     report = Report()
     nights = journal.last_nights(line, NIGHTS, folder)
-    report.say("champion", _champion(line))
+    report.say("champion", _champion(report, line))
     _nights(report, nights)
+    _failed(report, nights, line, folder)
     _now(report, line, folder)
     _next(report)
     _disk(report)
@@ -47,7 +49,7 @@ def status(line: str = "", folder: Path = FOLDER) -> list[str]:
     return report.lines
 
 
-def _champion(line: str) -> str:
+def _champion(report: Report, line: str) -> str:
     if not store.exists(MLRUNS):  # looking would create it
         return "none: no cycle has run here"
     from genevolve.tracking import MlflowTracker
@@ -60,6 +62,7 @@ def _champion(line: str) -> str:
         score = track.champion_score(line)
         moves = track.moves(line)
     except Exception as error:  # a locked or damaged database, in MLflow's many words for it
+        report.todo.append(f"see that {store.name(MLRUNS)} can be read, or no night will run: locked, damaged, away?")
         return f"unknown: {store.name(MLRUNS)} cannot be read ({type(error).__name__})"
     kscore = "" if score is None else f", KScore {score:.4f} on the report half"
     since = _since(cycle, moves, line)
@@ -80,10 +83,17 @@ def _nights(report: Report, nights: list[Night]) -> None:
         report.say("last nights" if i == 0 else "", f"{_day(night.began)}  {_outcome(night)}")
     if not nights:
         report.say("last nights", "none")
-    elif nights[0].outcome == "failed":
-        report.todo.append(
-            "the last night failed; what it says tells what to mend, and the next one goes on from there"
-        )
+
+
+def _failed(report: Report, nights: list[Night], line: str, folder: Path) -> None:
+    """Name a failure of the last night that ran: one that was skipped has mended nothing."""
+    last = next((n for n in journal.last_nights(line, LOOK_BACK, folder) if n.outcome != "skipped"), None)
+    if last is None or last.outcome != "failed":
+        return
+    after = "" if last == nights[0] else f" ({_day(last.began)}: {_short(last.said)}), and none has run since"
+    report.todo.append(
+        f"the last night failed{after}; what it says tells what to mend, and the next one goes on from there"
+    )
 
 
 def _outcome(night: Night) -> str:
