@@ -122,6 +122,28 @@ def test_doctor_says_what_a_missing_thing_blocks(tmp_path: Path, project: Path) 
     assert "flows not in" in lines["project folder"]
 
 
+def test_doctor_looks_for_the_data_that_is_to_be_imported(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genevolve.doctor import examine
+
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text((project / "params.yaml").read_text())
+
+    def line() -> str:
+        (found,) = [
+            f.line() for f in examine("paper", ["dataset.imported=datasets/public"]) if f.what == "imported data"
+        ]
+        return found
+
+    assert line().startswith("MISSING  imported data    datasets/public has no requests.jsonl; blocks building data")
+    assert "genevolve import DIR --out datasets/public" in line()
+    Path("datasets/public").mkdir(parents=True)
+    Path("datasets/public/requests.jsonl").touch()
+    assert line() == "ok       imported data    datasets/public"
+    assert "imported data" not in {f.what for f in examine("paper")}
+
+
 def test_doctor_looks_at_the_models_of_a_profile(
     tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from genevolve.errors import SettingsError
 from genevolve.profiles import load
 from genevolve.render.base import RenderJob
 from genevolve.render.compositor import Compositor
+from genevolve.render.gemini import MODEL
 from genevolve.render.ready import check_renderer, look
 from genevolve.settings import Render, Settings
 from genevolve.stages.backends import make_renderer
@@ -89,6 +90,10 @@ def test_a_budget_too_small_for_one_picture_is_told_at_once(monkeypatch: pytest.
     check_renderer(enough)
     assert type(make_renderer(enough)).__name__ == "Gemini"
     assert "AIza" not in repr(list(look(enough)))
+    (line,) = [
+        f.line() for f in examine("paper", ["render.backend=gemini", f"render.model={MODEL}"]) if f.what == "generator"
+    ]
+    assert line == f"ok       generator        gemini {MODEL}; the key is set, not asked"
 
 
 def test_doctor_says_which_weights_are_missing_and_whether_servers_answer(

@@ -334,3 +334,19 @@ def test_doctor_says_whether_the_policys_server_is_there(start: Any, monkeypatch
     assert "0123456789" not in found.line() + refused.line()
     monkeypatch.setenv("GENEVOLVE_POLICY_URL", "http://127.0.0.1:9/v1")
     assert "does not answer (no connection)" in _policy_server(of_server()).said
+
+
+def test_doctor_says_whether_new_weights_have_a_way_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    from genevolve.doctor import examine
+
+    line = lambda name: {f.what: f for f in examine(name)}.get("policy reload")  # noqa: E731
+    monkeypatch.delenv("GENEVOLVE_POLICY_RELOAD", raising=False)
+    missing = line("paper")
+    assert missing is not None
+    assert missing.line().startswith("MISSING  policy reload    GENEVOLVE_POLICY_RELOAD is not set; blocks evolve")
+    for how, said in (("sglang", "sglang"), ("lora", "lora"), ("restart --token s3cret", "a command")):
+        monkeypatch.setenv("GENEVOLVE_POLICY_RELOAD", how)
+        found = line("paper")
+        assert found is not None
+        assert (found.ok, found.said) == (True, said)
+    assert line("embedded") is None, "it is sampled in this process"

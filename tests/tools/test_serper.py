@@ -462,7 +462,7 @@ def test_doctor_says_whether_the_key_is_set(settings: Settings, monkeypatch: pyt
     assert "blocks image_search: export SERPER_API_KEY" in _search_service(web).line()
     monkeypatch.setenv("SERPER_API_KEY", SECRET)
     assert _search_service(web).ok
-    assert "SERPER_API_KEY is set" in _search_service(web).line()
+    assert "SERPER_API_KEY is set, not asked; https://" in _search_service(web).line()
     assert SECRET not in _search_service(web).line()
 
 

@@ -57,6 +57,15 @@ def test_doctor_holds_gpus_and_disk_against_the_profile(
     monkeypatch.setattr("genevolve.render.ready.gpus", lambda: (8, "GPU 80 GB", 50.0))
     assert not lines(*four)["training GPUs"].ok, "another process fills one of them"
     assert lines("cold_start.lora_rank=32", "distill.lora_rank=32")["training GPUs"].ok
+    embedder = tmp_path / "embedder"
+    embedder.mkdir()
+    with (embedder / "model.safetensors").open("wb") as stream:
+        stream.truncate(1_200_000_000)
+    monkeypatch.setattr("genevolve.render.ready.gpus", lambda: (8, "GPU 80 GB", 58.0))
+    assert lines(*four)["training GPUs"].ok
+    beside = lines(*four, f"experience.embedder_model={embedder}")["training GPUs"]
+    assert not beside.ok, "56.4 and 2.4"
+    assert beside.said.endswith("about 56 GB on each (an estimate) and 2.4 GB of the embedder on the first")
     monkeypatch.setattr("genevolve.doctor.shutil.disk_usage", lambda _: type("Usage", (), {"free": 200e9}))
     assert (
         lines()["disk"]
@@ -65,3 +74,60 @@ def test_doctor_holds_gpus_and_disk_against_the_profile(
     )
     assert {f.what: f for f in examine("embedded")}["disk"].ok
     assert "training GPUs" not in {f.what for f in examine("embedded")}
+
+
+def test_doctor_reckons_a_policy_that_samples_beside_its_training(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
+    (tmp_path / "configs").symlink_to(project / "configs")
+    (tmp_path / "base").mkdir()
+    with (tmp_path / "base" / "model.safetensors").open("wb") as stream:
+        stream.truncate(17_500_000_000)
+    here = ("policy.base=base", "policy.backend=local", "policy.device=cuda")
+
+    def line(*over: str) -> Finding:
+        return {f.what: f for f in examine("paper", [*here, *over])}["policy GPU"]
+
+    assert line().line().startswith("MISSING  policy GPU       none; cuda takes 17.5 GB of the policy")
+    monkeypatch.setattr("genevolve.render.ready.gpus", lambda: (1, "GPU 80 GB", 79.0))
+    assert line().ok, "processes of their own have ended before it samples"
+    assert "distillation" not in line().said
+    one = line("distill.processes=1")
+    assert (one.ok, "beside 174 GB of distillation" in one.said) == (False, True)
+    assert line("distill.processes=1", "distill.lora_rank=32").ok
+    monkeypatch.setattr("genevolve.render.ready.gpus", lambda: (1, "GPU 24 GB", 20.0))
+    assert line("distill.device=cpu").ok
+    assert "policy GPU" not in {f.what for f in examine("paper")}, "a server samples"
+
+
+def test_doctor_adds_up_what_shares_a_disk(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((project / "params.yaml").read_text())
+    monkeypatch.setenv("GENEVOLVE_WEB", str(tmp_path / "web"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub" / "none yet"))
+    service = ("render.backend=service",)
+
+    def lines(free: float, *over: str) -> dict[str, Finding]:
+        monkeypatch.setattr("genevolve.doctor.shutil.disk_usage", lambda _: type("Usage", (), {"free": free * 1e9}))
+        return {f.what: f for f in examine("paper", over) if f.what.startswith("disk")}
+
+    assert [f.ok for f in lines(200, "world.image_search=embedded", "render.backend=diffusers").values()] == [
+        True,
+        True,
+    ]
+    found = lines(60)  # 13,626 trajectories: 27 GB of the web; the generators draw in this process and keep nothing
+    assert [f.ok for f in found.values()] == [True, True, False]
+    assert "blocks the download of Qwen/Qwen3-VL-8B-Instruct, Qwen/Qwen-Image-Edit-2511" in found["disk, models"].line()
+    assert "needs 135 GB beside 30 GB of the above on the same disk" in found["disk, models"].line()
+    assert (
+        f"pictures in {tmp_path / 'web'}: those of one cycle may need 48 GB"
+        in lines(1, *service)["disk, pictures"].line()
+    )
+    assert lines(80, *service)["disk, models"].ok, "3 + 48 + 19"
+    assert not lines(60, *service)["disk, models"].ok
+    other = type("Place", (), {"stat": lambda _: type("Stat", (), {"st_dev": 1})})()
+    monkeypatch.setattr("genevolve.doctor._existing", lambda p: other if "hub" in str(p) else tmp_path)
+    assert lines(60, *service)["disk, models"].ok, "another disk"
+    assert set({f.what for f in examine("embedded") if f.what.startswith("disk")}) == {"disk"}
