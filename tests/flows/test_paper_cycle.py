@@ -87,7 +87,7 @@ def test_a_short_cycle_trains_scores_and_leaks_nothing(
     whole(paper, rounds=1)
     assert len(services.policy.names) == 2, "the start's weights, and those that the round's training made of them"
     assert services.policy.names[0] == served_name(paper.built / "c000/trained/policy")
-    assert set(ledger(paper)) >= {"policy", "serper", "judge", "summariser", *WEB}
+    assert set(ledger(paper)) >= {"policy", "serper", "judge", "summariser", "diffusers", *WEB}
     assert services.inside.requests == []
     examined = paper.run("doctor", "--profile", "paper", *paper.sizes(IMPORTED)).stdout.splitlines()
     asked = ("policy server", "search service", "judge service", "summariser service", "base policy", "embedder model")
@@ -164,7 +164,9 @@ def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_tw
 
     # the ledger knows every service; a picture was refused, and why
     found = ledger(paper)
-    assert set(found) == {"policy", "serper", "judge", "summariser", *WEB}, found
+    assert set(found) == {"policy", "serper", "judge", "summariser", "diffusers", *WEB}, found
+    assert found["diffusers"][0] > 0
+    assert found["diffusers"][1:] == (0, 0.0)
     assert found["judge"][0] == len(services.judge.requests)
     assert found["serper"][:1] == (len(services.serper.requests),)
     assert found["serper"][2] == pytest.approx(0.001 * len(services.serper.requests))
@@ -172,7 +174,8 @@ def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_tw
     for server, body in _paid_bodies(services).items():
         assert max(Counter(body).values()) == 1, f"{server} was asked something twice"
     spent = paper.ok(paper.run("spend")).stdout
-    assert re.search(rf"^\d{{4}}-\d\d +judge +{found['judge'][0]} ", spent, re.MULTILINE), spent
+    for name in ("judge", "diffusers"):
+        assert re.search(rf"^\d{{4}}-\d\d +{name} +{found[name][0]} ", spent, re.MULTILINE), spent
 
     # the same command again: nothing is asked, nothing changes
     asked, before = services.asked(), (built / "reports" / "latest.json").read_bytes()

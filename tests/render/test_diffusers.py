@@ -13,6 +13,7 @@ import torch
 
 from genevolve.render.base import Options, RenderError, RenderJob, noise_seed
 from genevolve.render.diffusers import EDIT, TEXT, Diffusers
+from genevolve.services.cache import CallCache
 from tests.render.tiny import build, opened, picture, tiny_diffusers
 
 RED, BLUE = picture("red"), picture("blue", (48, 64), "JPEG")
@@ -101,6 +102,21 @@ def test_a_program_that_fails_is_missing_and_the_others_are_drawn(
     assert [p is not None for p in found] == [False, True, False, False, False, False]
     assert "request z: the generator failed (ZeroDivisionError" in caplog.text
     assert "request cut: a reference is of no use (broken picture)" in caplog.text
+
+
+def test_a_program_is_a_free_call_of_the_ledger(
+    generator: Diffusers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = CallCache(tmp_path / "calls.sqlite")
+    monkeypatch.setattr(generator, "ledger", ledger)
+    failing = RenderJob("z", "A flag.", (), 1, Options(steps=0))
+    refused = RenderJob("cut", "A flag.", (RED[:60],), 1)  # the generator never has it
+    drawn, *missing = generator.render([RenderJob("a", "A flag."), failing, refused])
+    assert drawn is not None
+    assert missing == [None, None]
+    spent = ledger.spent("diffusers")
+    assert (spent.calls, spent.cached, spent.cost) == (2, 0, 0.0)
+    assert spent.seconds > 0
 
 
 def test_a_model_that_draws_nothing_at_all_ends_with_a_sentence(folders: tuple[Path, Path], tmp_path: Path) -> None:

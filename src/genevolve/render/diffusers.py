@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,13 @@ from typing import Any
 
 from genevolve.render.base import RenderError, RenderJob, noise_seed
 from genevolve.render.pictures import MULTIPLE, output_size, png, reference
+from genevolve.services.cache import CallCache
 from genevolve.tools.picture import Refused
 
 log = logging.getLogger(__name__)
 
+NAME = "diffusers"
+"""Its line in the ledger of calls."""
 EDIT, TEXT = "QwenImageEditPlusPipeline", "QwenImagePipeline"
 NEGATIVE = " "
 """True CFG is computed only where there is a negative prompt; the released one is a blank. [R]"""
@@ -46,6 +50,8 @@ class Diffusers:
     true_cfg: float = 4.0
     device: str = "auto"
     """'auto': the first GPU in bf16, or the CPU in fp32."""
+    ledger: CallCache | None = field(default=None, repr=False)
+    """Counts programs and the seconds of each, loading left out."""
     _pipes: dict[str, Any] = field(default_factory=dict, repr=False)
     _failed: int = field(default=0, repr=False)
     _drawn: int = field(default=0, repr=False)
@@ -94,11 +100,15 @@ class Diffusers:
     def _draw(self, job: RenderJob) -> bytes | None:
         references = [reference(data) for data in job.references]
         pipe = self._pipe(EDIT if references else TEXT)
+        began = time.monotonic()
         try:
             picture = self._picture(pipe, job, references)
         except Exception as e:  # whatever a pipeline raises, it is this one program that is missing
             self._count(job, e)
             return None
+        finally:
+            if self.ledger is not None:
+                self.ledger.note(NAME, time.monotonic() - began)
         self._drawn += 1
         return picture
 

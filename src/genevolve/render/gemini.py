@@ -60,7 +60,7 @@ class Gemini:
     def __init__(self, client: Client, folder: Path, *, model: str = "") -> None:
         """`folder` keeps the pictures that were paid for."""
         self.client, self.model = client, model_name(model)
-        self._kept = Kept(folder, NAME, _body, self._ask)
+        self._kept = Kept(folder, NAME, _body, self._ask, client.cache)
 
     def render(self, jobs: Sequence[RenderJob]) -> list[bytes | None]:
         """Return one PNG per job, None where it was refused or failed; raise ServiceError and BudgetError."""

@@ -14,7 +14,7 @@ from genevolve.files import write_whole
 from genevolve.render.base import RenderJob
 from genevolve.render.pictures import Sent, for_wire, rendered
 from genevolve.services import loop
-from genevolve.services.cache import call_key
+from genevolve.services.cache import CallCache, call_key
 from genevolve.services.client import BadAnswer, CallError
 from genevolve.services.steady import Steady
 from genevolve.tools.picture import Refused
@@ -37,9 +37,11 @@ class Kept:
         backend: str,
         body: Callable[[RenderJob, Sequence[Sent]], Body],
         ask: Callable[[Body], Awaitable[bytes | None]],
+        ledger: CallCache,
     ) -> None:
-        """`body` makes a job's request, `ask` sends it and returns a PNG, or None where there is none to be had."""
-        self.folder, self.backend, self._body, self._ask = folder, backend, body, ask
+        """`body` makes a job's request, `ask` sends it and returns a PNG, or None where there is none to be had; `ledger`
+        counts the pictures that were kept."""
+        self.folder, self.backend, self._body, self._ask, self._ledger = folder, backend, body, ask, ledger
         self._flights: dict[str, asyncio.Future[bytes | None]] = {}
         self._steady = Steady("The generator")
 
@@ -74,6 +76,7 @@ class Kept:
 
     async def _made(self, path: Path, body: Body, job: RenderJob) -> bytes | None:
         if path.is_file():
+            await asyncio.to_thread(self._ledger.note, self.backend, cached=True)
             return await asyncio.to_thread(path.read_bytes)
         try:
             picture = await self._ask(body)

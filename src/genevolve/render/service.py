@@ -59,7 +59,7 @@ class Service:
         """`folder` keeps the pictures; `model` tells them apart where servers draw with another model than before."""
         self.clients, self.size, self.steps, self.true_cfg = list(clients), size, steps, true_cfg
         self._beside = {"model": model}
-        self._kept = Kept(folder, NAME, self._body, self._ask)
+        self._kept = Kept(folder, NAME, self._body, self._ask, self.clients[0].cache)
         self._clock = clock
         self._next = 0
         self._resting = [0.0] * len(self.clients)

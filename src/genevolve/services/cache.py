@@ -207,10 +207,10 @@ class CallCache:
         with self._turn(write=True) as connection:
             _settle(connection, call, seconds, tokens, cost)
 
-    def note(self, backend: str, seconds: float = 0.0) -> None:
-        """Count a call that was free and whose answer is not kept."""
+    def note(self, backend: str, seconds: float = 0.0, *, cached: bool = False) -> None:
+        """Count a call that was free and whose answer is not kept here; `cached`: its answer was kept elsewhere."""
         with self._turn() as connection:
-            _note(connection, backend, seconds, 0, 0.0, cached=False)
+            _note(connection, backend, seconds, 0, 0.0, cached=cached)
 
     def note_free(self, backend: str, calls: Sequence[tuple[float, int]]) -> None:
         """Count free calls, (seconds, tokens) each, whose answers are not kept; one transaction for all."""

@@ -254,8 +254,11 @@ def make_renderer(settings: Settings, device: str = "auto") -> Renderer:
     r = settings.render
     if r.backend == "diffusers":
         from genevolve.render.diffusers import Diffusers
+        from genevolve.services.cache import CallCache
 
-        return Diffusers(r.model, r.text_model, r.size, r.steps, r.true_cfg, device)
+        return Diffusers(
+            r.model, r.text_model, r.size, r.steps, r.true_cfg, device, CallCache(store() / "calls.sqlite")
+        )
     if r.backend == "service":
         from genevolve.render import service
 
