@@ -44,7 +44,14 @@ KEYS = {
     "GENEVOLVE_SUMMARISER_KEY": "sk-paper-summary-9d3e",
     "GENEVOLVE_RENDER_KEY": "sk-paper-render-51aa8",
     "GENEVOLVE_TEACHER_KEY": "sk-paper-teacher-3be0",
+    "GENEVOLVE_WRITER_KEY": "sk-paper-writer-8d41f6",
+    "GENEVOLVE_AUDITOR_KEY": "sk-paper-auditor-e207",
+    "GENEVOLVE_GEMINI_KEY": "AIza-paper-gemini-0b77",
+    "GEMINI_API_KEY": "AIza-paper-gemini-vendor-5c",
+    "GOOGLE_API_KEY": "AIza-paper-google-93ae1",
+    "OPENAI_API_KEY": "sk-paper-openai-f3a90d",
 }
+"""What a user may have exported; a key of a service that a cycle does not ask stays as secret as the others."""
 GOOD_PROGRAM = "The thing of the first reference image stands alone in the middle, large and sharp, on a grey ground"
 WEAK_PROGRAM = "Something like the first reference image"
 SETTLED = "large and sharp"
@@ -130,15 +137,19 @@ class OfPolicy(dict[str, Any]):
         return [self.faults.next(json.dumps(self.server.asked[-1]).encode())]  # the one that is being answered
 
 
-def echo(h: BaseHTTPRequestHandler) -> None:
-    """HTTP 500 whose text repeats the caller's key, as careless servers do."""
-    said = h.headers.get("Authorization", "") + h.headers.get("X-API-KEY", "")
-    status(500, json.dumps({"error": {"message": f"failed for {said}"}}).encode())(h)
+def echoing(code: int) -> Reply:
+    """An HTTP error whose text repeats the caller's key, as careless servers do."""
+
+    def reply(h: BaseHTTPRequestHandler) -> None:
+        said = h.headers.get("Authorization", "") + h.headers.get("X-API-KEY", "")
+        status(code, json.dumps({"error": {"message": f"failed for {said}"}}).encode())(h)
+
+    return reply
 
 
 WIRE: dict[str, Reply] = {
     "429": status(429, Retry_After="1"),
-    "500": echo,
+    "500": echoing(500),
     "truncated JSON": send(b'{"choices": [{"message": {"content": "', Content_Type="application/json"),
     "reset": reset,
 }
@@ -349,6 +360,7 @@ class Project:
             "TMPDIR": str(folder / "tmp"),
             "PYTHONPATH": os.pathsep.join(map(str, (SITE, project / "src", project))),
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",  # the machine may be busy
             "NO_COLOR": "1",
         }
         self.said = ""
@@ -373,9 +385,18 @@ class Project:
         spend = ("--budget", budget) if budget else ()
         return self.run("evolve", "--profile", "paper", "--no-dvc", *spend, *self.sizes(*more))
 
+    def under_prefect(self, *more: str) -> subprocess.CompletedProcess[str]:
+        """Run the cycle as a deployment does, under Prefect; its server and database last as long as the run, below `home`."""
+        code = "import sys; from flows.evolution_cycle import evolution_cycle as cycle; "
+        code += "cycle.prefect('paper', overrides=sys.argv[1:], use_dvc=False)"
+        return self._python("-c", code, *self.sizes(*more)[1::2])
+
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return self._python("-m", "genevolve", *command)
+
+    def _python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "genevolve", *command],
+            [sys.executable, *arguments],
             cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=900,
         )  # fmt: skip
         self.said += done.stdout + done.stderr

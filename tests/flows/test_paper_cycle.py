@@ -17,7 +17,8 @@ import pytest
 from genevolve.policy.server import served_name
 from genevolve.records import Bundle, Trajectory, read_jsonl
 from genevolve.training.checkpoint import policy_hash
-from tests.flows.paper import Project, Services, write_models
+from tests.flows.paper import Project, Services, echoing, write_models
+from tests.services.chats import PATH
 
 IMPORTED = "dataset.imported=datasets/public"
 WEB = {"web", "web: private address", "web: pixels", "web: broken picture", "web: not a picture"}
@@ -93,6 +94,28 @@ def test_a_short_cycle_trains_scores_and_leaks_nothing(
     asked = ("policy server", "search service", "judge service", "summariser service", "base policy", "embedder model")
     assert [line for line in examined if line[9:].startswith(asked) and not line.startswith("ok")] == [], examined
     assert sum(line[9:].startswith(asked) for line in examined) == len(asked), examined
+    assert paper.leaks() == []
+
+
+@pytest.mark.parametrize("refused", ["teacher", pytest.param("judge", marks=pytest.mark.slow)])  # after a cold start
+def test_a_run_that_fails_under_prefect_tells_prefect_no_key(
+    refused: str, services: Services, models: Path, project: Path, tmp_path: Path
+) -> None:
+    """What ends a run is a state's message, a log row and a traceback in Prefect's database; the service repeats the key in it."""
+    getattr(services, refused).script[PATH] = [echoing(401)]
+    paper = Project(tmp_path / "project", project, models, services)
+    if refused == "judge":
+        paper.import_data()
+    data = IMPORTED if refused == "judge" else "dataset.teacher_model=big"
+    done = paper.under_prefect(data, *SHORT)
+    assert (done.returncode, f"{refused} service refused the key" in done.stderr) == (1, True), done.stderr[-6000:]
+    with sqlite3.connect(paper.folder / "home" / ".prefect" / "prefect.db") as db:
+        states = [text for (text,) in db.execute("SELECT message FROM flow_run_state WHERE type = 'FAILED'")]
+        logged = [text for (text,) in db.execute("SELECT message FROM log") if "Traceback" in text]
+    said = f"The {refused} service refused the key (HTTP 401): check GENEVOLVE_{refused.upper()}_KEY and its credit. It says: "
+    assert len(states) == 2, "the cycle and the flow within it"
+    assert logged
+    assert all(f"{said}failed for Bearer ***" in text for text in (*states, *logged)), (states, logged)
     assert paper.leaks() == []
 
 
