@@ -177,14 +177,15 @@ REFUSED = {
 
 
 class PolicyServer(ModelServer):
-    """SGLang's interface over the weights it was told to load. The second weights after the first ones know how to draw;
-    those before them do by chance."""
+    """SGLang's interface over the weights it was told to load. Those after the first `by_chance` ones know how to draw; those
+    draw by chance."""
 
     def __init__(self, base: Path, key: str) -> None:
         from genevolve.training.models import load_model
 
         self._load: Callable[[Path], Any] = load_model
         self.names: list[str] = []
+        self.by_chance = 2
         words = tokenizer()
         encode = lambda text: words.encode(text, add_special_tokens=False)  # noqa: E731
         policy: Any = SimpleNamespace(
@@ -228,7 +229,7 @@ class PolicyServer(ModelServer):
         text = self.policy.tokenizer.decode(prompt, skip_special_tokens=False)
         question = text.split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
         asked = question.partition("show ")[2].partition(",")[0] or question[:40]
-        good = seed % 3 == 0 or self.weight_version in self.names[2:]
+        good = seed % 3 == 0 or self.weight_version in self.names[self.by_chance :]
         turn = script(prompt.count(self.policy.end) // 2 - 1, good, asked)
         return [*self.policy.encode(turn), self.policy.end]
 

@@ -78,17 +78,38 @@ def whole(project: Project, rounds: int = 2) -> None:
         assert len(scores(project, cycle)) == 4
 
 
+def learnt(project: Project, services: Services, rounds: int) -> None:
+    """Assert that the summariser wrote the bundles, that the teacher read them, and that each training changed the weights."""
+    trained = project.built / "c001" / "trained"
+    folders = [trained / "rounds" / f"{n:03d}" for n in range(1, rounds + 1)]
+    bundles = [b for folder in folders for b in read_jsonl(folder / "bundles.jsonl", Bundle)]
+    assert len(bundles) == len(services.summariser.requests) > 0
+    assert {b.decision_guidance.focus for b in bundles} == {"Resolve the fact before looking for the picture."}
+    curve = json.loads((trained / "metrics.json").read_text())["curve"]
+    assert [row["step"] for row in curve] == [*range(1, rounds + 1)]
+    assert curve[-1]["sdl/hit_rate"] > 0
+    policies = (project.models / "base", project.built / "c000/trained/policy", trained / "policy")
+    assert len({policy_hash(folder) for folder in policies}) == 3
+
+
+@pytest.mark.parametrize("renderer", ["diffusers", "service"])
 def test_a_short_cycle_trains_scores_and_leaks_nothing(
-    services: Services, models: Path, project: Path, tmp_path: Path
+    renderer: str, services: Services, models: Path, project: Path, tmp_path: Path
 ) -> None:
+    services.policy.by_chance = 1  # so that the only round is the best one, and its weights the cycle's
     paper = Project(tmp_path / "project", project, models, services)
     paper.import_data()
-    done = paper.ok(paper.evolve(IMPORTED, *SHORT))
+    done = paper.ok(paper.evolve(IMPORTED, *SHORT, f"render.backend={renderer}"))
     assert "KScore on 2 bench requests about entities neither policy was trained on" in done.stdout
     whole(paper, rounds=1)
-    assert len(services.policy.names) == 2, "the start's weights, and those that the round's training made of them"
-    assert services.policy.names[0] == served_name(paper.built / "c000/trained/policy")
-    assert set(ledger(paper)) >= {"policy", "serper", "judge", "summariser", "diffusers", *WEB}
+    learnt(paper, services, rounds=1)
+    policies = (paper.built / "c000/trained/policy", paper.built / "c001/trained/policy")
+    assert services.policy.names == [served_name(folder) for folder in policies], (
+        "the start's, and what the round made of it"
+    )
+    drew = "render" if renderer == "service" else renderer
+    assert set(ledger(paper)) == {"policy", "serper", "judge", "summariser", drew, *WEB}
+    assert len(services.render.requests) == (ledger(paper)[drew][0] if renderer == "service" else 0)
     assert services.inside.requests == []
     examined = paper.run("doctor", "--profile", "paper", *paper.sizes(IMPORTED)).stdout.splitlines()
     asked = ("policy server", "search service", "judge service", "summariser service", "base policy", "embedder model")
@@ -159,17 +180,10 @@ def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_tw
     whole(paper)
     built = paper.built
 
-    # the summariser wrote the bundles, and the teacher read them
-    bundles = [b for n in ("001", "002") for b in read_jsonl(built / f"c001/trained/rounds/{n}/bundles.jsonl", Bundle)]
-    assert len(bundles) == len(services.summariser.requests) > 0
-    assert {b.decision_guidance.focus for b in bundles} == {"Resolve the fact before looking for the picture."}
-    curve = json.loads((built / "c001/trained/metrics.json").read_text())["curve"]
-    assert [row["step"] for row in curve] == [1, 2]
-    assert curve[-1]["sdl/hit_rate"] > 0
+    learnt(paper, services, rounds=2)
 
-    # training changed the weights, each round's reached the server, and only there were they sampled
+    # each round's weights reached the server, and only there were they sampled
     start, end = built / "c000/trained/policy", built / "c001/trained/policy"
-    assert len({policy_hash(models / "base"), policy_hash(start), policy_hash(end)}) == 3
     names = [b["weight_version"] for p, b in services.policy.asked if p == "/update_weights_from_disk"]
     assert names[0] == served_name(start)
     assert served_name(end) in names
