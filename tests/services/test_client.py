@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from pydantic import SecretStr
 
 from genevolve.errors import SettingsError
 from genevolve.services import loop, wire
-from genevolve.services.cache import BudgetError, CallCache
-from genevolve.services.client import BadAnswer, CallError, Client, DataUrl, Paid, _bytes, _packed
+from genevolve.services.cache import BudgetError, CallCache, call_key
+from genevolve.services.client import POLL, BadAnswer, CallError, Client, DataUrl, Paid, _bytes, _packed
 from genevolve.services.endpoint import Endpoint, ServiceError
 from genevolve.services.patience import Patience, retry_after
 from tests.tools.web import Reply, Server, endless, moved, reset, said, send, status
@@ -101,6 +102,105 @@ def test_equal_calls_at_the_same_time_are_one(play: Any) -> None:
 
     assert loop.run(many()) == [3] * 20
     assert len(server.requests) == 1
+
+
+def test_equal_calls_of_two_processes_are_one(play: Any) -> None:
+    client, server, slept = play([], usd_call=1.0)
+    waits = threading.Event()
+
+    def slowly(h: Any) -> None:
+        waits.wait(20)
+        said({"n": 3})(h)
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        waits.set()
+
+    server.script["/v1/do"] = [slowly]
+    client._sleep = sleep
+    code = f"""
+from pathlib import Path
+from genevolve.services.cache import CallCache
+from genevolve.services.client import Client, Paid
+from genevolve.services.endpoint import Endpoint
+endpoint = Endpoint("judge", {client.endpoint.url!r}, usd_call=1.0)
+client = Client(endpoint, CallCache(Path({str(client.cache.path)!r})), budget=9.0, account="t")
+print(client.post("/do", {{"a": 1}}, lambda value: Paid(value["n"]), family="judge"))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
+        while not server.requests and child.poll() is None:
+            time.sleep(0.01)
+        assert client.post("/do", {"a": 1}, read, family="judge") == 3
+        assert child.communicate(timeout=60)[0] == "3\n"
+    assert len(server.requests) == 1
+    assert set(slept) == {POLL}
+    spent = client.cache.spent("judge")
+    assert (spent.calls, spent.cached, spent.cost) == (2, 1, 1.0)
+
+
+ASKED = {"a": 1}
+
+
+@contextmanager
+def another(client: Client) -> Iterator[tuple[subprocess.Popen[str], Callable[[str], str]]]:
+    """Run a process that claims the call of ASKED, or lets go of it, when told to; give it, and what tells it."""
+    arguments = {"url": client.endpoint.url, "path": "/do", "body": ASKED}
+    code = "import sys; from genevolve.services.cache import CallCache; cache = CallCache(sys.argv[1])\n"
+    code += "for line in sys.stdin: print(getattr(cache, line.strip())(sys.argv[2]), flush=True)"
+    command = [sys.executable, "-c", code, str(client.cache.path), call_key("judge", "judge", arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def tell(what: str) -> str:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            print(what, file=process.stdin, flush=True)
+            return process.stdout.readline().strip()
+
+        yield process, tell
+        process.kill()
+
+
+@pytest.mark.parametrize("holder", ["answers", "is killed", "hangs"])
+def test_a_call_that_another_process_makes_is_waited_for_as_long_as_that_may_help(play: Any, holder: str) -> None:
+    client, server, slept = play(said({"n": 3}), patience=Patience(attempts=1, total=1.0))
+    with another(client) as (process, tell):
+        assert tell("claim") == "True"
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if holder == "answers":
+                arguments = {"url": client.endpoint.url, "path": "/do", "body": ASKED}
+                client.cache.put("judge", "judge", arguments, 4, seconds=0.0)
+            elif holder == "is killed":
+                process.kill()
+                process.wait()
+
+        client._sleep = sleep
+        assert client.post("/do", ASKED, read, family="judge") == (4 if holder == "answers" else 3)
+    assert slept == [POLL] * (4 if holder == "hangs" else 1)
+    assert len(server.requests) == (0 if holder == "answers" else 1)
+
+
+def test_a_call_that_failed_or_was_given_up_is_free_for_other_processes(play: Any) -> None:
+    client, server, _ = play(status(500))
+    with another(client) as (_, tell):
+        with pytest.raises(CallError):
+            client.post("/do", ASKED, read, family="judge")
+        assert (tell("claim"), tell("let_go")) == ("True", "None")
+        server.script["/v1/do"] = [server.hang()]
+        server.requests.clear()
+
+        async def given_up() -> None:
+            task = asyncio.create_task(client.ask("/do", ASKED, read, family="judge"))
+            while not server.requests:
+                await asyncio.sleep(0.005)
+            assert tell("claim") == "False"
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        loop.run(given_up())
+        assert tell("claim") == "True"
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,9 @@ class Books:
             self._write(running)
         return await future
 
-    def later(self, seconds: float, work: Callable[[], Any]) -> None:
+    def later(self, seconds: float, work: Callable[..., Any], *arguments: Any) -> None:
         """Have a call made after some seconds, for which nobody waits."""
-        asyncio.get_running_loop().call_later(seconds, self._thread.submit, work)
+        asyncio.get_running_loop().call_later(seconds, self._thread.submit, work, *arguments)
 
     def _write(self, running: asyncio.AbstractEventLoop) -> None:
         taken, self._waiting = [row for row in self._waiting if not row[1].cancelled()], []

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from genevolve.errors import GenEvolveError
 from genevolve.records import Record
@@ -76,6 +76,7 @@ class CallCache:
         self._connection: sqlite3.Connection | None = None
         self._owner = 0
         self._lock = threading.RLock()
+        self._claims: IO[bytes] | None = None
         self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -145,6 +146,27 @@ class CallCache:
         with (folder / call_key(family, backend, arguments)[:2]).open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
+
+    def claim(self, key: str) -> bool:
+        """Take a call for this process until it lets go of it, or ends; return False where another process has it.
+
+        Nobody waits here, and the threads of a process do not keep one another out. Whoever looks for the answer and claims
+        the call in one transaction (`together`) finds one or the other, if the answer is put before the claim is let go.
+        """
+        if self._claims is None:
+            folder = self.path.with_name(f"{self.path.name}.locks")
+            folder.mkdir(exist_ok=True)
+            self._claims = (folder / "claims").open("wb")
+        try:  # one byte of a file without any: a lock of its own for each call, which the system lets go of with its process
+            fcntl.lockf(self._claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(key[:15], 16))
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def let_go(self, key: str) -> None:
+        """End a claim of this process; there need be none."""
+        if self._claims is not None:
+            fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, int(key[:15], 16))
 
     def get(self, family: str, backend: str, arguments: Mapping[str, Any], key: str = "") -> Any | None:
         """Return the stored answer (any JSON value but null) and note a cached call, or None when it was never put.
@@ -244,6 +266,9 @@ class CallCache:
         if self._connection is not None and self._owner == os.getpid():
             self._connection.close()
         self._connection = None
+        if self._claims is not None:
+            self._claims.close()
+        self._claims = None
 
 
 def _add_times(connection: sqlite3.Connection) -> None:

@@ -31,6 +31,8 @@ T = TypeVar("T")
 MOST_BYTES = 64 * 2**20
 FIRST = 8
 """So many calls refused as they are, and none answered, end the command: all others would be refused, too."""
+POLL = 0.25
+"""Seconds between two looks for the answer to a call that another process is making."""
 SAID = 300
 """Most characters of a service's own error text that an error of ours repeats."""
 
@@ -154,11 +156,13 @@ class Client:
             return value
         except asyncio.CancelledError:
             flight.cancel()
+            self._books.later(0.0, self.cache.let_go, key)  # the books may be claiming it just now
             raise
         except BaseException as e:
             flight.set_exception(e)
             raise
         finally:
+            self.cache.let_go(key)
             del self._flights[key]
 
     async def _paid(self, ask: _Ask) -> Any:
@@ -304,21 +308,31 @@ class Client:
 
     async def _admitted(self, ask: _Ask) -> tuple[Any, float, int | None]:
         """Return (the stored value, 0, None), or wait for the call's turn, charge it and return (None, the seconds waited,
-        its number in the ledger, None for a free call)."""
+        its number in the ledger, None for a free call). A call that another process is making is waited for."""
         if ask.free and not (self.endpoint.rate or self.endpoint.tokens_per_minute):
             return None, 0.0, None
-        known, turn, call = await self._books.do(self._look_and_charge, ask)
+        waited = 0.0
+        while (found := await self._books.do(self._look_and_charge, ask, waited < self.patience.total)) is None:
+            await self._sleep(POLL)
+            waited += POLL
+        known, turn, call = found
         if turn > 0:
             await self._sleep(turn)
             if not ask.free:  # only now: what stands in the queue must not use up the budget of what is asked before it
                 call = await self._books.do(self._charge, ask)
-        return known, turn, call
+        return known, waited + turn, call
 
-    def _look_and_charge(self, ask: _Ask) -> tuple[Any, float, int | None]:
-        """Look for a stored value; where there is none, take the call's turn and, if that is now, charge it."""
-        known = self.cache.get(ask.family, self.endpoint.name, ask.arguments, ask.key) if ask.family else None
-        if known is not None:
-            return known, 0.0, None
+    def _look_and_charge(self, ask: _Ask, patient: bool) -> tuple[Any, float, int | None] | None:
+        """Look for a stored value; where there is none, take the call's turn and, if that is now, charge it.
+
+        Return None, having done nothing, where another process is making the call; who is no longer `patient` makes it too.
+        """
+        if ask.family:
+            known = self.cache.get(ask.family, self.endpoint.name, ask.arguments, ask.key)
+            if known is not None:
+                return known, 0.0, None
+            if patient and not self.cache.claim(ask.key):
+                return None
         turn = self._turn(ask.tokens)
         return None, turn, None if ask.free or turn > 0 else self._charge(ask)
 
