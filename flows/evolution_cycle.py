@@ -14,7 +14,7 @@ from flows import artifacts, git
 from flows.alone import one_at_a_time
 from flows.build_dataset import build_dataset
 from flows.evaluate_policy import evaluate_policy
-from flows.gate import gate
+from flows.gate import gate, note_published
 from flows.handover import run_stage_on_gpu
 from flows.housekeeping import collect_garbage
 from flows.night import open_cycle
@@ -88,8 +88,6 @@ def evolution_cycle(
         done["bench"] = evaluate_policy(cycle, workspace, use_dvc)
         decision = gate(cycle, workspace, settings, done["bench"]["metrics"], track, use_dvc)
         numbers = publish(cycle, workspace, settings, done, decision, track)
-        if start == root:
-            track.log_start(workspace.title(root), by_split(done["bench_before"]["metrics"]), ledger.digest(root))
     if git_commit:
         git.commit_cycle(workspace, numbers, git_branch)
     if collect:
@@ -115,7 +113,9 @@ def publish(
     decision: Mapping[str, Any],
     track: Tracker,
 ) -> dict[str, Any]:
-    """Write reports/latest.json and the cycle's own numbers to MLflow; return them."""
+    """Write reports/latest.json and the cycle's own numbers to MLflow, and note that it is done; return the numbers."""
+    ledger = Ledger.read(workspace.ledger)
+    parent, root = ledger.entry(cycle).parent, ledger.root_of(cycle)
     report = done["bench"]["metrics"]["report"]
     numbers = {
         "before": report["before"],
@@ -127,7 +127,7 @@ def publish(
         "peak_memory_mb": max(result.get("peak_memory_mb") or 0 for result in done.values()),
         "seed": settings.seeds.run_seed,
         "cycle": cycle,
-        "parent": Ledger.read(workspace.ledger).entry(cycle).parent,
+        "parent": parent,
         "profile": settings.profile,
         "promoted": decision["promoted"],
         "gate": decision["words"],
@@ -140,6 +140,9 @@ def publish(
     track.log_files([p for p in (workspace.bench(cycle) / "report.html",) if p.exists()], "report")
     link = mlflow_ui() + track.page("report/report.html")
     artifacts.show(numbers, decision, workspace, link)
+    if parent == root:
+        track.log_start(workspace.title(root), by_split(done["bench_before"]["metrics"]), ledger.digest(root))
+    note_published(workspace, cycle)
     return numbers
 
 

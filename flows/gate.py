@@ -34,7 +34,8 @@ def gate(
     version = track.register_policy(workspace.policy(cycle), metrics.get("report", {}), title)
     noted = _read(path)
     if noted.get("policy") != digest:
-        noted = _decide(cycle, workspace, settings, track, use_dvc) | {"policy": digest, "done": False}
+        noted = _decide(cycle, workspace, settings, track, use_dvc)
+        noted |= {"policy": digest, "done": False, "published": False}
         _write(path, noted)
     if not noted["done"]:  # or a run was killed between note and move
         if noted["promoted"] and not any(move["version"] == version for move in track.moves(workspace.line)):
@@ -47,6 +48,18 @@ def gate(
 def decided(workspace: Workspace, cycle: str) -> bool:
     """Say whether a cycle went through its gate, or came back from it."""
     return bool(_read(workspace.report(cycle, "gate")).get("done"))
+
+
+def published(workspace: Workspace, cycle: str) -> bool:
+    """Say whether a cycle came to its end: decided, and its numbers and outcome told. An older note says only the former."""
+    noted = _read(workspace.report(cycle, "gate"))
+    return bool(noted.get("done") and noted.get("published", True))
+
+
+def note_published(workspace: Workspace, cycle: str) -> None:
+    """Note that a decided cycle's numbers and outcome have been told, so that the next night is a new one."""
+    path = workspace.report(cycle, "gate")
+    _write(path, _read(path) | {"published": True})
 
 
 def _write(path: Path, note: Mapping[str, Any]) -> None:

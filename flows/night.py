@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from flows import dvc
-from flows.gate import decided
+from flows.gate import published
 from flows.plain import task
 from genevolve.errors import SettingsError, StageError
 from genevolve.files import write_whole
@@ -22,7 +22,7 @@ def open_cycle(settings: Settings, workspace: Workspace, parent: str | None, tra
     """Return the id of the cycle to run, appended to the ledger where it is not there yet.
 
     `parent` None: the cycle of these settings' own cold start. Otherwise a night from that cycle or from "champion" (from
-    the cold start where nobody is champion yet): the last one, if it was the same and never came to its gate, else a new
+    the cold start where nobody is champion yet): the last one, if it was the same and never came to its end, else a new
     one. It goes on from the memory and records of the line's latest night that trained. Raises StageError where the disk
     has no room for it.
     """
@@ -31,14 +31,11 @@ def open_cycle(settings: Settings, workspace: Workspace, parent: str | None, tra
         longer, cycle = ledger.open_cycle(settings)
     else:
         room(workspace, settings.retention, copies=2 if use_dvc else 1)
-        if (
-            parent == "champion"
-            and 0 < settings.cycle.campaign <= len(ledger.cycles)
-            and track.champion(workspace.line)
-        ):
-            start_campaign(workspace, track, settings, use_dvc)
-            ledger = Ledger.read(workspace.ledger)
         longer, cycle = _open_night(settings, workspace, ledger, parent, track)
+        full = 0 < settings.cycle.campaign <= len(ledger.cycles)
+        if full and cycle not in ledger.cycles and parent == "champion" and track.champion(workspace.line):
+            start_campaign(workspace, track, settings, use_dvc)
+            longer, cycle = _open_night(settings, workspace, Ledger.read(workspace.ledger), parent, track)
     if not workspace.ledger.exists() or workspace.ledger.read_text(encoding="utf-8") != longer.text():
         longer.write(workspace.ledger)
     return cycle
@@ -65,16 +62,26 @@ def _open_night(
                 f"cycle to go on from (--parent {lost})"
             )
         ledger, first = ledger.open_cycle(settings)
-        if not decided(workspace, first):
+        if not published(workspace, first):
             return ledger, first
         name = ledger.entry(first).parent
     assert name is not None
     ledger.entry(name)
-    line = ledger.line(name)
-    if line and not decided(workspace, line[-1]) and ledger.same_night(line[-1], settings, name):
-        return ledger, line[-1]
+    for last in ledger.line(name)[-1:]:
+        if not published(workspace, last) and _same(ledger, last, settings, name, parent):
+            return ledger, last
     after = latest(workspace, ledger, name)
     return ledger.open_night(settings, name, after)
+
+
+def _same(ledger: Ledger, last: str, settings: Settings, name: str, parent: str) -> bool:
+    """Say whether a line's last cycle, which never came to its end, is the night that is asked for: from `name`, or, made
+    champion before it was published, itself `name`."""
+    if parent != "champion" or last != name:
+        return ledger.same_night(last, settings, name)
+    before = ledger.entry(last).parent
+    assert before is not None
+    return ledger.same_night(last, settings, before) or ledger.open_cycle(settings)[1] == last
 
 
 def latest(workspace: Workspace, ledger: Ledger, name: str) -> str:

@@ -349,7 +349,7 @@ class MlflowTracker:
             raise TrackingError(f"there is no version {version} of {self._model}") from e
         if not Path(found.source).is_dir():
             raise TrackingError(f"version {version} cannot be champion: its folder {found.source} is gone")
-        before = self._alias(_alias(CHAMPION, line))
+        before, earlier = self._alias(_alias(CHAMPION, line)), self.previous(line)
         same = before is not None and str(before.version) == version
         if same and [move["version"] for move in self.moves(line)][-1:] == [version]:
             return
@@ -362,7 +362,7 @@ class MlflowTracker:
             "reason": reason[:1000],
             "line": line,
             "version": version,
-            "from": "" if before is None or same else str(before.tags.get("cycle", "")),
+            "from": "" if before is None else (earlier or "") if same else str(before.tags.get("cycle", "")),
             "to": str(found.tags.get("cycle", "")),
         }
         key = f"{MOVE}{move['time'].replace(':', '-').replace('+', '_')}.{uuid.uuid4().hex[:6]}"

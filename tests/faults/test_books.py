@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,11 @@ from flows import artifacts
 from flows import evolution_cycle as cycles
 from flows import gate as gates
 from flows.evolution_cycle import evolution_cycle
-from flows.gate import decided
+from flows.gate import decided, published
 from genevolve.cli import sentence
 from genevolve.errors import SettingsError, may_pass
 from genevolve.ledger import Ledger
+from genevolve.operations import journal
 from genevolve.tracking import MlflowTracker
 from genevolve.workspace import Workspace
 from tests.faults import bodies
@@ -67,10 +69,11 @@ WINDOWS: dict[str, tuple[Any, str, int]] = {
     "before the move is noted as done": (gates, "_write", 2),
     "before it is published": (cycles, "publish", 1),
     "in the middle of publishing": (artifacts, "show", 1),
+    "before it is noted as published": (cycles, "note_published", 1),
 }
 
 
-def killed_in(window: str) -> None:
+def killed_in(window: str, work: Callable[[], Any]) -> None:
     """Run the cycle, and kill this process in the window."""
     owner, name, number = WINDOWS[window]
     whole, calls = getattr(owner, name), [0]
@@ -82,20 +85,43 @@ def killed_in(window: str) -> None:
         return whole(*arguments, **named)
 
     setattr(owner, name, killed)
-    evolution_cycle("tiny")
+    work()
+
+
+def first_cycle() -> dict[str, Any]:
+    return evolution_cycle("tiny")
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_kill_9_at_the_gate_and_behind_it(window: str, switches: Switches) -> None:
-    assert in_a_process(killed_in, window) == -signal.SIGKILL
+    assert in_a_process(killed_in, window, first_cycle) == -signal.SIGKILL
     assert switches.calls() == ONCE
-    assert in_a_process(evolution_cycle, "tiny") == 0
+    assert in_a_process(first_cycle) == 0
     assert switches.calls() == ONCE
     track = MlflowTracker()
     assert (track.champion("tiny"), track.previous("tiny"), decided(PLACE, "c001")) == ("tiny/c001", None, True)
     assert [(m["from"], m["to"]) for m in track.moves("tiny")] == [("", "tiny/c001")]
     assert [title for _, title, _ in track.policies()] == ["tiny/c001"]
     assert json.loads(PLACE.latest.read_text())["promoted"] is True
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_the_night_after_such_a_kill_goes_on_and_publishes(window: str, switches: Switches) -> None:
+    assert in_a_process(night) == 0
+    assert in_a_process(killed_in, window, night) == -signal.SIGKILL
+    assert not published(PLACE, "c002")
+    assert in_a_process(night) == 0
+    assert switches.calls() == ONCE + Counter(
+        k for k in ONCE if k.startswith(("evolve ", "bench "))
+    )  # two nights, no more
+    assert (list(Ledger.read(PLACE.ledger).cycles), published(PLACE, "c002")) == (["c001", "c002"], True)
+    track = MlflowTracker()
+    assert (track.champion("tiny"), track.previous("tiny")) == ("tiny/c002", "tiny/c001")
+    assert [(m["from"], m["to"]) for m in track.moves("tiny")] == [("", "tiny/c001"), ("tiny/c001", "tiny/c002")]
+    (run,) = track._runs("tags.cycle = 'tiny/c002' and tags.kind = 'cycle'")
+    assert (run.data.tags["outcome"], run.data.metrics["kscore/report"]) == ("promoted", pytest.approx(0.7))
+    assert [n.cycle for n in journal.last_nights("tiny", 9)] == ["c002", "c001"]
+    assert json.loads(PLACE.latest.read_text())["cycle"] == "c002"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from flows.evolution_cycle import evolution_cycle
-from flows.gate import decided
+from flows.gate import decided, published
 from genevolve.errors import SettingsError, StageError
 from genevolve.ledger import Ledger
 from genevolve.tracking import MlflowTracker, TrackingError
@@ -195,6 +195,30 @@ def test_a_killed_night_is_gone_on_with_wherever_it_was_cut(
     assert (track.champion("tiny"), decided(PLACE, "c002")) == ("tiny/c002", True)
     assert list(Ledger.read(PLACE.ledger).cycles) == ["c001", "c002"]
     assert night()["cycle"] == "c003"
+
+
+@pytest.mark.parametrize("gain", [0.1, -0.1], ids=["promoted", "turned down"])
+def test_a_night_that_was_decided_and_not_published_is_gone_on_with(
+    gain: float, use: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    track = MlflowTracker()
+    use(evolve=gaining(gain), bench=bench)
+    for cycle in ("c001", "c002"):  # that of the cold start, and a night
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowTracker, "log_outcome", cut)
+            with pytest.raises(KeyboardInterrupt):
+                night()
+        assert (decided(PLACE, cycle), published(PLACE, cycle)) == (True, False)
+        done = night("cycle.campaign=1")  # a full campaign is not archived before it
+        assert (done["cycle"], done["promoted"], published(PLACE, cycle)) == (cycle, gain > 0, True)
+        (run,) = track._runs(f"tags.cycle = 'tiny/{cycle}' and tags.kind = 'cycle'")
+        assert run.data.tags["outcome"] == ("promoted" if gain > 0 else "not promoted")
+    note = PLACE.report("c002", "gate")
+    note.write_text(json.dumps({k: v for k, v in json.loads(note.read_text()).items() if k != "published"}))
+    assert night()["cycle"] == "c003"  # a note of a former version
 
 
 def test_housekeeping_leaves_all_that_the_next_night_needs(use: Callable[..., None]) -> None:
