@@ -122,6 +122,6 @@ def _rival_scores(
 
 
 def _plays(settings: Settings) -> tuple[Any, ...]:
-    """Return the settings that make a policy's bench what it is."""
+    """Return the settings that make a policy's bench what it is; a recipe without `bench.draws` played once."""
     values = settings.section_values("world", "sampling", "render", "judge")
-    return values, settings.bench.requests, settings.seeds.run_seed
+    return values, settings.bench.requests, settings.bench.draws, settings.seeds.run_seed

@@ -133,6 +133,36 @@ def test_a_champion_that_was_benched_otherwise_plays_again(use: Callable[..., No
     assert (PLACE.root / "c002" / "rival" / "scores.json").exists()  # seed 7's streams are not seed 8's
 
 
+def test_a_champion_that_played_once_plays_twice_beside_a_challenger_that_does(use: Callable[..., None]) -> None:
+    use(evolve=gaining(0.1), bench=bench)
+    night()
+    assert "draws" not in Ledger.read(PLACE.ledger).entry("c001").recipe["bench"]  # as in a record older than the field
+    profiles = yaml.safe_load(Path("params.yaml").read_text())
+    profiles["tiny"].setdefault("bench", {})["draws"] = 2
+    Path("params.yaml").write_text(yaml.safe_dump(profiles))
+    assert night()["promoted"]
+    assert (PLACE.root / "c002" / "rival" / "scores.json").exists()
+    assert night()["promoted"]
+    assert not (PLACE.root / "c003" / "rival").exists()  # c002 played twice itself
+
+
+@pytest.mark.parametrize("gate", [0.1, -0.1])
+def test_the_gate_half_decides_and_not_the_report_half(gate: float, use: Callable[..., None]) -> None:
+    def halves(settings: Any, *, dataset: Path, policy: Path, baseline: Path | None, out: Path) -> dict[str, Any]:
+        """The other way round on the report half, which is easier, too."""
+        gained = sum(float(w.split("/")[0]) for w in (policy / "w").read_text().split() if w.count("/") == 2)
+        levels = {"gate": 0.3 + gained, "report": 0.6 - gained}
+        scores = {half: {f"q{i}": level + i / 1000 for i in range(10)} for half, level in levels.items()}
+        (out / "scores.json").write_text(json.dumps(scores))
+        return toys.compared(settings, scores, baseline)
+
+    use(evolve=gaining(gate), bench=halves)
+    for cycle in ("c001", "c002"):  # the rival is the parent, then, where c001 is promoted, the champion
+        done = night()
+        assert (done["cycle"], done["promoted"], done["diff"]) == (cycle, gate > 0, pytest.approx(-gate))
+        assert f": {gate:+.4f} on 10 gate requests" in done["gate"]
+
+
 def test_a_champion_of_another_ledger_is_the_rival_and_no_parent(use: Callable[..., None]) -> None:
     use(evolve=gaining(0.2), bench=bench)
     night()
