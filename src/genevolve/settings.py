@@ -343,7 +343,7 @@ class Bench(Section):
     split_margin: float = Field(default=0.05, ge=0, le=1)
     """Nor may a split of the gate half (track, difficulty, category) fall for sure and by more than this. [ours]"""
     split_rows: int = Field(default=12, ge=2)
-    """Splits with fewer pairs than this are not looked at. [ours]"""
+    """Splits with fewer pairs than this are not looked at, categories only together. [ours]"""
     requests: int | None = Field(default=None, ge=2)
     """Play only so many, spread evenly over the bench (a quick look); null: all of them."""
     draws: int = Field(default=1, ge=1, le=16)

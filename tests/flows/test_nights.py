@@ -115,6 +115,25 @@ def test_a_split_that_falls_turns_a_gain_down(use: Callable[..., None]) -> None:
     assert MlflowTracker().champion("tiny") == "tiny/c001"
 
 
+def test_small_categories_are_looked_at_together_and_an_unsure_fall_is_named(use: Callable[..., None]) -> None:
+    def luck(settings: Any, *, dataset: Path, policy: Path, baseline: Path | None, out: Path) -> dict[str, Any]:
+        """Requests about flags get better and worse, all others better."""
+        changes = [-0.3, 0.2, -0.3, 0.2, -0.1, *[0.9] * 5] if baseline else [0.0] * 10
+        scores = {half: {f"q{i}": change for i, change in enumerate(changes)} for half in ("gate", "report", "all")}
+        (out / "scores.json").write_text(json.dumps(scores))
+        return toys.compared(settings, scores, baseline)
+
+    use(bench=luck)
+    done = night()
+    assert done["promoted"]
+    assert "; none of 5 splits fell. Fell by more than 0.05, but not for sure, and so no reason: " in done["gate"]
+    assert "category: flags -0.0600 [" in done["gate"]
+    use(bench=bench, evolve=gaining(0.1))
+    night("bench.split_rows=6")
+    splits = json.loads(PLACE.report("c002", "gate").read_text())["splits"]
+    assert {name: split["n"] for name, split in splits.items() if "category" in name} == {"category: others": 10}
+
+
 def test_the_rival_is_the_champion_and_not_the_parent(use: Callable[..., None]) -> None:
     use(evolve=gaining(0.2), bench=bench)
     night()
