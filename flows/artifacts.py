@@ -152,8 +152,10 @@ def gallery(before: Path, after: Path, cases: list[Change]) -> tuple[bytes, str]
 
     from genevolve.render.contact import contact_sheet
 
-    wanted = {c.id for c in cases}
-    sides = [_played(folder, wanted) for folder in (before, after)]
+    sides = [
+        _played(before, {c.id: c.before for c in cases}),
+        _played(after, {c.id: c.after for c in cases}),
+    ]
     pairs, words = [], []
     for change in cases:
         old, new = (side.get(change.id) for side in sides)
@@ -170,9 +172,25 @@ def gallery(before: Path, after: Path, cases: list[Change]) -> tuple[bytes, str]
     return out.getvalue(), "\n".join(words)
 
 
-def _played(folder: Path, wanted: set[str]) -> dict[str, Trajectory]:
-    blocks = sorted((folder / "blocks").glob("*.jsonl"))
-    return {t.request_id: t for path in blocks for t in read_jsonl(path, Trajectory) if t.request_id in wanted}
+def _played(folder: Path, means: Mapping[str, float]) -> dict[str, Trajectory]:
+    """Return, of each request's rollouts, the one whose score is nearest the request's mean, which is shown beside it; the
+    first of two that are as near."""
+    nearest: dict[str, tuple[tuple[float, int], Trajectory]] = {}
+    for path in sorted((folder / "blocks").glob("*.jsonl")):
+        for t in read_jsonl(path, Trajectory):
+            if t.request_id in means:
+                score = _score(t)
+                rank = (math.inf if score is None else round(abs(score - means[t.request_id]), 9), t.rollout)
+                if t.request_id not in nearest or rank < nearest[t.request_id][0]:
+                    nearest[t.request_id] = rank, t
+    return {key: t for key, (_, t) in nearest.items()}
+
+
+def _score(trajectory: Trajectory) -> float | None:
+    """Return what a rollout adds to its request's mean (`bench.score.overall_values`): 0 without a program, None if missing."""
+    if trajectory.reward is not None and trajectory.reward.image is not None:
+        return trajectory.reward.image.overall
+    return 0.0 if trajectory.program is None and trajectory.termination != "error" else None
 
 
 def _picture(folder: Path, trajectory: Trajectory | None) -> bytes | None:

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from flows import artifacts
-from flows.artifacts import MAX_BYTES, changes, gallery, gate_words, learning_curve
+from flows.artifacts import MAX_BYTES, Change, changes, gallery, gate_words, learning_curve
 from genevolve.records import write_jsonl
 from genevolve.workspace import Workspace
-from tests.bench.parts import make_request, make_trajectory
+from tests.bench.parts import make_request, make_score, make_trajectory, paint
 
 NUMBERS = {
     "cycle": "c002",
@@ -73,6 +73,38 @@ def test_galleries_show_the_largest_changes_and_stay_small(tmp_path: Path) -> No
     assert words.splitlines()[0].startswith("- 0.50 to 0.90: Draw \\*q7\\*")
     assert "<script>" not in words
     assert "](http" not in words
+
+
+@pytest.mark.parametrize(
+    ("scores", "mean", "shown"),
+    [
+        ((0.2, 0.4), 0.3, 0),  # as near, both: always the same one
+        ((None, 0.4), 0.4, 1),  # the judge failed
+        ((0.4, None), 0.4, 0),
+        ((0.9, 0.1, 0.8), 0.6, 2),
+    ],
+)
+def test_of_several_draws_the_gallery_shows_the_one_nearest_the_mean(
+    scores: tuple[float | None, ...], mean: float, shown: int, tmp_path: Path
+) -> None:
+    request = make_request(0, id="q")
+    sides = []
+    for side in ("a", "b"):
+        folder = tmp_path / side
+        played = []
+        for rollout, value in enumerate(scores):
+            paint(folder / "images" / f"{rollout}.png", ("red", "lime", "blue")[rollout], 320)
+            score = None if value is None else make_score().model_copy(update={"overall": value})
+            given = {"id": f"t{rollout}", "rollout": rollout, "image": f"images/{rollout}.png"}
+            played.append(make_trajectory(request, score, **given))
+        (folder / "blocks").mkdir()
+        write_jsonl(folder / "blocks" / "00000.jsonl", played)
+        sides.append(folder)
+    picture, _ = gallery(sides[0], sides[1], [Change("q", mean, mean)])
+    sheet = Image.open(io.BytesIO(picture))
+    for x in (40, 10 + 164 + 40):
+        pixel = sheet.getpixel((x, 40))
+        assert max(range(3), key=lambda channel: pixel[channel]) == shown
 
 
 def test_a_curve_is_drawn_from_what_is_there(tmp_path: Path) -> None:
