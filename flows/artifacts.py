@@ -12,7 +12,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def show(numbers: Mapping[str, Any], decision: Mapping[str, Any], workspace: Wor
         "gate": lambda: create_markdown_artifact(gate_words(numbers, decision), key="gate", description=cycle),
         "yield": lambda: _yield(workspace),
         "learning-curve": lambda: _curve(workspace, cycle),
-        "gallery": lambda: _galleries(workspace.bench(parent), workspace.bench(cycle)),
+        "gallery": lambda: _show_galleries(workspace.bench(parent), workspace.bench(cycle)),
         "report": lambda: create_link_artifact(link, f"Bench report of {cycle}", key="report", description=cycle),
     }
     for name, create in parts.items():
@@ -65,6 +65,35 @@ def show(numbers: Mapping[str, Any], decision: Mapping[str, Any], workspace: Wor
             create()
         except Exception as error:  # a missing picture, a server that has just gone: the cycle itself is done
             print(f"no artifact '{name}': {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+
+
+def files(numbers: Mapping[str, Any], decision: Mapping[str, Any], workspace: Workspace, folder: Path) -> list[Path]:
+    """Write the same for the cycle's MLflow run into a folder: gate.json, yields.json, learning-curve.png, best-gains.jpg,
+    worst-losses.jpg; return those that could be made."""
+    cycle, parent = str(numbers["cycle"]), str(numbers["parent"])
+    told = {
+        key: value for key, value in decision.items() if key not in ("done", "published")
+    }  # notes for the next start
+    parts: dict[str, Callable[[], Mapping[str, bytes]]] = {
+        "gate": lambda: {"gate.json": (json.dumps(told, indent=1, sort_keys=True) + "\n").encode()},
+        "yield": lambda: {"yields.json": (workspace.dataset / "yields.json").read_bytes()},
+        "learning-curve": lambda: {
+            "learning-curve.png": learning_curve(workspace.report(cycle, "evolve").with_suffix(".csv"))
+        },
+        "gallery": lambda: {
+            f"{key}.jpg": picture for key, picture, _ in _galleries(workspace.bench(parent), workspace.bench(cycle))
+        },
+    }
+    made = []
+    for name, make in parts.items():
+        try:
+            for file, content in make().items():
+                if content:
+                    (folder / file).write_bytes(content)
+                    made.append(folder / file)
+        except Exception as error:  # as in `show`
+            print(f"not in MLflow: '{name}': {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+    return made
 
 
 def gate_words(numbers: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
@@ -127,15 +156,22 @@ def learning_curve(path: Path) -> bytes:
     return out.getvalue()
 
 
-def _galleries(before: Path, after: Path) -> None:
+def _galleries(before: Path, after: Path) -> list[tuple[str, bytes, str]]:
+    """Return (key, JPEG, words) of the largest gains and of the largest losses, where there are any."""
     rows = changes(before, after)
     gains = [c for c in rows if c.diff > 0][:CASES]
     losses = [c for c in reversed(rows) if c.diff < 0][:CASES]
+    found = []
     for key, what, cases in (("best-gains", "Largest gains", gains), ("worst-losses", "Largest losses", losses)):
         if cases:
             picture, words = gallery(before, after, cases)
-            text = f"{what}: before on the left, after on the right.\n\n{words}"
-            create_image_artifact(_address(picture, "jpeg"), key=key, description=text)
+            found.append((key, picture, f"{what}: before on the left, after on the right.\n\n{words}"))
+    return found
+
+
+def _show_galleries(before: Path, after: Path) -> None:
+    for key, picture, text in _galleries(before, after):
+        create_image_artifact(_address(picture, "jpeg"), key=key, description=text)
 
 
 def changes(before: Path, after: Path) -> list[Change]:

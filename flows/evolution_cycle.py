@@ -7,7 +7,9 @@ between them; the three flows beside this one run a single round's parts by hand
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flows import artifacts, git
@@ -138,6 +140,8 @@ def publish(
     track.log_metrics({**numbers, **by_split(done["bench"]["metrics"])})
     track.log_outcome("promoted" if decision["promoted"] else "not promoted", decision["words"])
     track.log_files([p for p in (workspace.bench(cycle) / "report.html",) if p.exists()], "report")
+    with tempfile.TemporaryDirectory() as folder:
+        track.log_files(artifacts.files(numbers, decision, workspace, Path(folder)), "night")
     link = mlflow_ui() + track.page("report/report.html")
     artifacts.show(numbers, decision, workspace, link)
     if parent == root:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.flows import toys
 
@@ -21,10 +22,17 @@ def folder(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
-def test_a_cycle_runs_plain_promotes_and_goes_on_from_the_champion(folder: Path) -> None:
+def test_a_cycle_runs_plain_promotes_and_goes_on_from_the_champion(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from flows.evolution_cycle import evolution_cycle, table
     from genevolve.tracking import MlflowTracker
 
+    def build(settings: Any, *, out: Path) -> dict[str, Any]:
+        (out / "yields.json").write_text(json.dumps([{"stage": "audit", "in": 9, "kept": 5}]))
+        return toys.build(settings, out=out)
+
+    monkeypatch.setitem(sys.modules, "genevolve.stages.build", toys.modules(build=build)["genevolve.stages.build"])
     first = evolution_cycle("tiny", 7)
     assert (first["before"], first["after"]) == pytest.approx((0.5045, 0.6045))
     assert first["ci"] == pytest.approx([0.1, 0.1])
@@ -46,6 +54,16 @@ def test_a_cycle_runs_plain_promotes_and_goes_on_from_the_champion(folder: Path)
         assert run.data.tags["outcome"] == outcome
     assert cycle.data.tags["mlflow.note.content"] == first["gate"]
     assert (start.data.params, start.info.start_time) == (cycle.data.params, cycle.info.start_time - 1)
+
+    kept = {f.path: f for f in track._client.list_artifacts(cycle.info.run_id, "night")}
+    assert set(kept) == {f"night/{f}" for f in ("gate.json", "yields.json", "learning-curve.png", "best-gains.jpg")}
+    place = Path(cycle.info.artifact_uri)
+    noted = json.loads((folder / "build/tiny/reports/c001/gate.json").read_text())
+    told = json.loads((place / "night/gate.json").read_text())
+    assert told == {key: noted[key] for key in noted if key not in ("done", "published")}
+    assert told["words"] == first["gate"]
+    assert json.loads((place / "night/yields.json").read_text()) == [{"stage": "audit", "in": 9, "kept": 5}]
+    assert [Image.open(place / "night" / f).format for f in ("learning-curve.png", "best-gains.jpg")] == ["PNG", "JPEG"]
 
     assert evolution_cycle("tiny", 7) == first  # nothing to do: the same numbers, the same times
     further = evolution_cycle("tiny", 7, parent="champion")
