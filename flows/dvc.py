@@ -24,6 +24,21 @@ RESTORE_ONLY = "GENEVOLVE_RESTORE_ONLY"
 """Environment variable under which `genevolve stage` refuses to work: another machine has done it."""
 NO_REMOTE = ("no remote specified", "config file error", "unsupported")
 """What DVC says where sending or fetching again is of no use."""
+REFUSED = (
+    "access denied",
+    "accessdenied",
+    "permission denied",
+    "forbidden",
+    "unauthorized",
+    "invalidaccesskeyid",
+    "signaturedoesnotmatch",
+    "expiredtoken",
+    "unable to locate credentials",
+    "credentials were not found",
+    "invalid credentials",
+    "authentication failed",
+)
+"""What remotes say, in any case of letters, to whom they do not let in: of no use again, too."""
 BUSY = ("Unable to acquire lock", "is busy, it is being blocked by")
 """What DVC says where another process holds its lock, or works on the same stage."""
 WORKERS = Path(".dvc/tmp/rwlock")
@@ -142,12 +157,14 @@ def _dvc(*arguments: str, environment: Mapping[str, str] | None = None) -> None:
         if attempt == 0:
             print("another run holds DVC's lock; waiting for it to end", file=sys.stderr, flush=True)
         time.sleep(WAIT_SECONDS)
-    passing = busy or _reason(errors).endswith(MAY_PASS)
+    passing, hint = busy or _reason(errors).endswith(MAY_PASS), ""
     if arguments[0] in ("push", "pull"):
-        passing = not any(text in errors for text in NO_REMOTE)
+        refused = any(text in errors.lower() for text in REFUSED)
+        passing = not refused and not any(text in errors for text in NO_REMOTE)
+        hint = "; the remote does not let us in: check its credentials" if refused else ""
     kind = TryLaterError if passing else StageError
     ended = f"exit code {code}" if code > 0 else f"killed (signal {-code}); the same command goes on from here"
-    raise kind(f"dvc {' '.join(arguments)}: {_reason(errors) or ended}")
+    raise kind(f"dvc {' '.join(arguments)}: {_reason(errors) or ended}{hint}")
 
 
 def _free_workers(errors: str) -> bool:

@@ -22,7 +22,7 @@ from flows.housekeeping import collect_garbage
 from flows.night import open_cycle
 from flows.parameters import Overrides, Parent, Profile
 from flows.plain import flow, task
-from flows.stages import run_stage
+from flows.stages import RETRIES, run_stage
 from genevolve.bench.score import kscores
 from genevolve.errors import SettingsError
 from genevolve.files import write_whole
@@ -106,7 +106,7 @@ def refuse_unrecorded(overrides: Sequence[str]) -> None:
             )
 
 
-@task(name="publish")
+@task(name="publish", **RETRIES)
 def publish(
     cycle: str,
     workspace: Workspace,

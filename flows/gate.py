@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from flows.evaluate_policy import evaluate_policy
 from flows.plain import task
+from flows.stages import RETRIES, can_help
+from genevolve.errors import TryLaterError
 from genevolve.files import write_whole
 from genevolve.ledger import Ledger
 from genevolve.settings import Settings
@@ -27,7 +29,12 @@ OTHERS = "others"
 """What all categories that are too small to be looked at are called together."""
 
 
-@task(name="gate")
+def books_may_come_back(task: Any, run: Any, state: Any) -> bool:
+    """Tell Prefect whether to try the gate again: for MLflow's database, and not for a stage in it, which has been tried."""
+    return can_help(task, run, state) and not isinstance(state.data, TryLaterError)
+
+
+@task(name="gate", **RETRIES | {"retry_condition_fn": books_may_come_back})
 def gate(
     cycle: str, workspace: Workspace, settings: Settings, metrics: Mapping[str, Any], track: Tracker, use_dvc: bool
 ) -> dict[str, Any]:
@@ -139,9 +146,17 @@ def _rival_scores(
         policy = workspace.policy(here) if here is not None else track.policy_folder(alias)
         folder = workspace.root / cycle / "rival"
         inputs = {"dataset": workspace.dataset, "policy": policy, "baseline": None}
-        run_job(Job("bench", f"{rival}-beside-{cycle}", mine, inputs, folder, workspace.report(cycle, "rival")), track)
+        play_beside(
+            Job("bench", f"{rival}-beside-{cycle}", mine, inputs, folder, workspace.report(cycle, "rival")), track
+        )
     scores: dict[str, float | None] = json.loads((folder / "scores.json").read_text())["gate"]
     return scores
+
+
+@task(name="stage", task_run_name="{job.name}", **RETRIES)
+def play_beside(job: Job, track: Tracker) -> None:
+    """Bench the rival beside the cycle."""
+    run_job(job, track)
 
 
 def _plays(settings: Settings) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 import genevolve
 from flows import dvc
 from flows.plain import flow, task
-from flows.stages import RETRY_AFTER, can_help, dvc_name, recorded
+from flows.stages import RETRIES, dvc_name, recorded
 from genevolve.errors import SettingsError, StageError
 from genevolve.files import write_whole
 from genevolve.ledger import Ledger
@@ -65,9 +65,7 @@ class Result(BaseModel):
 @task(
     name="stage-on-gpu",
     task_run_name="{name}@{cycle} on the GPU pool",
-    retries=len(RETRY_AFTER),
-    retry_delay_seconds=list(RETRY_AFTER),
-    retry_condition_fn=can_help,
+    **RETRIES,
 )
 def run_stage_on_gpu(name: str, cycle: str, *, workspace: Workspace, use_dvc: bool) -> dict[str, Any]:
     """Bring one stage up to date by a worker of the GPU pool; return what `run_stage` returns."""
@@ -108,9 +106,7 @@ def gpu_stage(name: str, cycle: str, handover: dict[str, Any]) -> dict[str, Any]
 @task(
     name="stage",
     task_run_name="{name}@{cycle}",
-    retries=len(RETRY_AFTER),
-    retry_delay_seconds=list(RETRY_AFTER),
-    retry_condition_fn=can_help,
+    **RETRIES,
 )
 def _gpu_stage(name: str, cycle: str, handover: Handover) -> dict[str, Any]:
     workspace = Workspace.with_dvc()

@@ -7,6 +7,7 @@ import shutil
 from flows import dvc
 from flows.gate import published
 from flows.plain import task
+from flows.stages import RETRIES
 from genevolve.errors import SettingsError, StageError
 from genevolve.files import write_whole
 from genevolve.housekeeping import ARCHIVE, room, was_promoted
@@ -17,7 +18,7 @@ from genevolve.tracking import NullTracker, Tracker
 from genevolve.workspace import Workspace
 
 
-@task(name="open-cycle")
+@task(name="open-cycle", **RETRIES)
 def open_cycle(settings: Settings, workspace: Workspace, parent: str | None, track: Tracker, use_dvc: bool) -> str:
     """Return the id of the cycle to run, appended to the ledger where it is not there yet.
 

@@ -22,12 +22,18 @@ def can_help(task: Any, run: Any, state: Any) -> bool:
     return isinstance(state.data, BaseException) and may_pass(state.data)
 
 
+RETRIES: dict[str, Any] = {
+    "retries": len(RETRY_AFTER),
+    "retry_delay_seconds": list(RETRY_AFTER),
+    "retry_condition_fn": can_help,
+}
+"""Options of a task that goes on where it was."""
+
+
 @task(
     name="stage",
     task_run_name="{name}@{cycle}",
-    retries=len(RETRY_AFTER),
-    retry_delay_seconds=list(RETRY_AFTER),
-    retry_condition_fn=can_help,
+    **RETRIES,
 )
 def run_stage(
     name: str, cycle: str = "", *, workspace: Workspace, settings: Settings | None = None, use_dvc: bool = False

@@ -81,10 +81,16 @@ def test_nights_come_one_at_a_time_and_training_has_its_own_pool(deployments: di
 def test_a_stage_is_tried_again_only_where_that_can_help(error: Exception, again: bool) -> None:
     from prefect.states import Failed
 
-    from flows.handover import run_stage_on_gpu
+    from flows.evolution_cycle import publish
+    from flows.gate import books_may_come_back, gate, play_beside
+    from flows.handover import _gpu_stage, run_stage_on_gpu
+    from flows.night import open_cycle
     from flows.stages import RETRY_AFTER, can_help, run_stage
 
     assert can_help(None, None, Failed(data=error)) is again
-    for step in (run_stage, run_stage_on_gpu):
+    for step in (run_stage, run_stage_on_gpu, _gpu_stage, play_beside, open_cycle, publish):
         assert (step.prefect.retries, step.prefect.retry_condition_fn) == (len(RETRY_AFTER), can_help)
+    assert (gate.prefect.retries, gate.prefect.retry_condition_fn) == (len(RETRY_AFTER), books_may_come_back)
+    of_stage = isinstance(error, TryLaterError)  # tried by its own task already
+    assert books_may_come_back(None, None, Failed(data=error)) is (again and not of_stage)
     assert sum(RETRY_AFTER) > 3600  # a service that is down for an hour is waited for

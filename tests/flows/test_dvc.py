@@ -95,6 +95,30 @@ def test_a_stage_runs_once_rests_and_fails_in_a_sentence(
         dvc.push("copy")
 
 
+@pytest.mark.parametrize(
+    ("said", "again"),
+    [
+        (
+            "failed to transfer 'md5: ab' - An error occurred (AccessDenied) when calling PutObject: Access Denied",
+            False,
+        ),
+        ("unexpected error - Forbidden: An error occurred (403) when calling the HeadObject operation", False),
+        ("unexpected error - Unable to locate credentials", False),
+        ("unexpected error - Permission denied for user night on host remote", False),
+        ("failed to transfer 'md5: ab' - Connection timed out", True),
+    ],
+)
+def test_a_remote_that_is_away_is_tried_again_and_one_that_refuses_is_not(
+    said: str, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = f"ERROR: {said}\nERROR: failed to push data to the cloud - 1 files failed to upload\n"
+    monkeypatch.setattr(dvc, "_call", lambda *_: (1, errors))
+    with pytest.raises(StageError if not again else TryLaterError) as error:
+        dvc.push("copy")
+    assert type(error.value) is (TryLaterError if again else StageError)
+    assert ("check its credentials" in str(error.value)) is not again
+
+
 @pytest.mark.faults
 def test_a_busy_lock_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = {"cmd": "sleep 4 && echo 1 > slow", "outs": ["slow"]}
