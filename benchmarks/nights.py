@@ -96,7 +96,7 @@ def schedule(file: Path, minutes: int, profile: str, seed: int) -> None:
     """Write cron, profile and seed of `nightly` into a prefect.yaml, as a user would."""
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     (nightly,) = (d for d in values["deployments"] if d["name"] == NIGHTLY.partition("/")[2])
-    nightly["parameters"] |= {"profile": profile, "seed": seed}
+    nightly["parameters"] |= {"profile": profile, "seed": seed, "collect": False}  # all of them are read in the end
     nightly["schedules"] = [{"cron": f"*/{minutes} * * * *", "timezone": "UTC", "active": True}]
     write_whole(file, yaml.safe_dump(values, sort_keys=False))
 

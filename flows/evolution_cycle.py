@@ -18,7 +18,7 @@ from flows.build_dataset import build_dataset
 from flows.evaluate_policy import evaluate_policy
 from flows.gate import gate, note_published
 from flows.handover import run_stage_on_gpu
-from flows.housekeeping import collect_garbage
+from flows.housekeeping import tidy
 from flows.night import open_cycle
 from flows.parameters import Overrides, Parent, Profile
 from flows.plain import flow, task
@@ -61,7 +61,7 @@ def evolution_cycle(
         late_minutes: A scheduled run that begins more than so many minutes late is skipped. Empty: never.
         git_commit: Put ledger, lock file and metrics on `git_branch` at the end.
         git_branch: The branch for that; it must not be checked out.
-        collect: Remove what retention does not keep, as `genevolve gc --yes` does, at the end.
+        collect: Remove at the end what retention does not keep of older cycles, as `genevolve gc --yes` does.
     """
     settings = load(profile, seed=seed, overrides=overrides or ())
     use_dvc, workspace = Workspace.of(settings.profile, use_dvc)
@@ -93,7 +93,7 @@ def evolution_cycle(
     if git_commit:
         git.commit_cycle(workspace, numbers, git_branch)
     if collect:
-        collect_garbage(workspace, settings, track, use_dvc)
+        tidy(workspace, settings, track, use_dvc)
     return numbers
 
 

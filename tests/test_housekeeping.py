@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows.housekeeping import old_logs, tidy
 from genevolve.errors import StageError
 from genevolve.housekeeping import dropped_objects, everything, kept, plan, remove, room
 from genevolve.ledger import Ledger
+from genevolve.operations import journal
 from genevolve.profiles import load
 from genevolve.settings import Retention
 from genevolve.tracking import NullTracker
@@ -108,6 +111,35 @@ def test_a_campaigns_root_stands_for_its_champion_and_the_archive_may_go(place: 
     stay = kept(place, Registry("tiny/c005"), LAST_TWO)
     assert stay == {root, night, "c010", "c009", "c005", "c003", "c001", "c000"}
     assert kept(place, Registry(f"tiny/{night}"), Retention(cycles=2)) >= {root, night}
+
+
+def test_logs_of_runs_before_the_last_nights_of_every_line_go(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    for hour, (name, line) in enumerate(
+        {"by-hand": None, "n1": "", "n2": "", "t1": "tiny", "n3": "", "bench": None, "n4": ""}.items()
+    ):
+        if line is not None:
+            with journal.night(line, tmp_path, run=name):
+                pass
+        (logs / f"run-{name}.log").write_text("said")
+        os.utime(logs / f"run-{name}.log", (hour * 3600, hour * 3600))
+    (logs / "worker.log").write_text("older than all")
+    assert [gone.path.name for gone in old_logs(2, tmp_path)] == ["run-by-hand.log", "run-n1.log", "run-n2.log"]
+    assert [gone.path.name for gone in old_logs(3, tmp_path)] == ["run-by-hand.log", "run-n1.log"]
+    remove(old_logs(2, tmp_path))
+    assert len(list(logs.iterdir())) == 5
+    assert old_logs(2, tmp_path) == []
+
+
+def test_a_night_that_went_well_stays_so_where_nothing_can_be_removed(
+    place: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.report("c003", "gate").parent.mkdir(parents=True, exist_ok=True)
+    place.report("c003", "gate").write_text('{"promoted": true}')
+    tidy(place, load("tiny"), Registry(None), use_dvc=False)
+    assert "housekeeping: the registry names no champion" in capsys.readouterr().err
+    assert all(place.policy(name).is_dir() for name in Ledger.read(place.ledger).names())
 
 
 def test_room_is_the_largest_of_the_last_nights(place: Workspace) -> None:

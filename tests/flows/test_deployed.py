@@ -61,6 +61,7 @@ def test_nights_come_one_at_a_time_and_training_has_its_own_pool(deployments: di
     night = deployments["nightly"]
     assert night["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
     assert night["parameters"]["late_minutes"] > 0
+    assert night["parameters"]["collect"]  # nobody is there to make room
     (schedule,) = night["schedules"]
     assert {"cron", "timezone"} <= schedule.keys()
     assert deployments["gpu-stage"]["concurrency_limit"]["collision_strategy"] == "ENQUEUE"
