@@ -119,7 +119,11 @@ class Browser:
         self._scratch = tempfile.TemporaryDirectory(prefix="screens-", ignore_cleanup_errors=True)
         options = ["--headless=new", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0"]
         options += [f"--user-data-dir={self._scratch.name}", *(["--no-sandbox"] * (os.geteuid() == 0))]
-        self._process = subprocess.Popen([program, *options, "about:blank"], stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            [program, *options, "about:blank"],
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": self._scratch.name},
+        )
         port = Path(self._scratch.name) / "DevToolsActivePort"
         self._wait("chromium does not start", lambda: port.exists() and port.read_text().count("\n"))
         listing = f"http://127.0.0.1:{port.read_text().split()[0]}/json/list"

@@ -1,15 +1,17 @@
 """`genevolve serve`, `genevolve stop` (`make serve`, `make stop`): Prefect's server, work pools, a worker, MLflow's pages.
 
 What answers already is used and left alone; what is missing is started, and noted in .genevolve/serve.json. `stop` ends what
-is noted there and nothing else. Each is waited for until it answers.
+is noted there and nothing else, and removes the temporary files of all that. Each is waited for until it answers.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +49,10 @@ QUERY = "PREFECT_WORKER_QUERY_SECONDS"
 LEASES, ON_DISK = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
 """Where the server notes who holds a deployment's place. In its memory, as is its default, a killed server would forget the
 holders but not that the places are taken: no run could ever begin again."""
+TEMPORARY = FOLDER / "tmp"
+"""Temporary files of all that is started here: Prefect's runner and worker, MLflow and torch's launcher leave theirs."""
+LONGEST = 64
+"""Bytes of its path. A Unix socket's has 107 at most, and vLLM, torch and multiprocessing put sockets of up to 40 below it."""
 SECONDS = 600.0
 """Most that a start may take on a busy machine."""
 
@@ -88,6 +94,7 @@ def end() -> list[str]:
         order = sorted(state.daemons, key=lambda d: d.name == SERVER)
         stopped = stop([d for d in order if d.name != SERVER]) + stop([d for d in order if d.name == SERVER])
         STATE.unlink(missing_ok=True)
+        _remove_temporary()
         if TOML.exists() and TOML.read_text(encoding="utf-8").startswith(MARK):
             TOML.unlink()
         return [f"stopped    {name}" for name in stopped] or ["nothing was running that `make serve` had started"]
@@ -167,6 +174,22 @@ def _is_online(api: str, pool: str, name: str) -> bool:
     return any(worker.get("name") == name for worker in online or [])
 
 
+def _temporary() -> Path:
+    """Return the folder for temporary files, made if need be; where its path is long, a link leads to the system's."""
+    path = TEMPORARY.absolute()
+    if len(os.fsencode(path)) > LONGEST and not path.exists():
+        path.unlink(missing_ok=True)  # a link to what the system has cleared away
+        path.symlink_to(tempfile.mkdtemp(prefix="genevolve-"))
+    path.mkdir(exist_ok=True)
+    return path.resolve()
+
+
+def _remove_temporary() -> None:
+    shutil.rmtree(TEMPORARY.resolve(), ignore_errors=True)
+    if TEMPORARY.is_symlink():
+        TEMPORARY.unlink()
+
+
 def _spawn(name: str, command: list[str], url: str, more: dict[str, str]) -> Daemon:
     environment = {
         **os.environ,
@@ -174,6 +197,7 @@ def _spawn(name: str, command: list[str], url: str, more: dict[str, str]) -> Dae
         "PREFECT_HOME": os.environ.get("PREFECT_HOME") or str(FOLDER.absolute() / "prefect"),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
+        "TMPDIR": str(_temporary()),
         "PYTHONPATH": python_path(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         **more,

@@ -15,7 +15,8 @@ from tests.flows.machine import Machine, free_ports
 def machine(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Iterator[Machine]:
     prefect, mlflow = free_ports(2)
     ports = {"GENEVOLVE_PREFECT_PORT": str(prefect), "GENEVOLVE_MLFLOW_PORT": str(mlflow)}
-    machine = Machine(tmp_path_factory.mktemp("machine") / "toy", project, **ports)
+    temporary = tmp_path_factory.mktemp("temporary")
+    machine = Machine(tmp_path_factory.mktemp("machine") / "toy", project, **ports, TMPDIR=str(temporary))
     try:
         machine.ok("genevolve", "serve")
         yield machine
@@ -24,6 +25,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory, project: Path) -> Iterator
     assert len(stopped.splitlines()) == 3, stopped
     assert machine.left() == []
     assert not (machine.folder / "prefect.toml").exists()
+    assert not (machine.folder / ".genevolve" / "tmp").exists()
+    assert [path.name for path in temporary.iterdir()] == []  # neither of the runs, nor of worker, server and pages
     assert not any(listens(f"http://127.0.0.1:{port}") for port in (prefect, mlflow))
     assert machine.ok("genevolve", "stop").startswith("nothing was running")
 

@@ -29,7 +29,9 @@ class Cluster:
         if not (BIN / "initdb").exists():
             pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
         pytest.importorskip("psycopg2", reason="its driver is not installed: pip install -e '.[team]'")
-        self.folder = Path(tempfile.mkdtemp(prefix="genevolve-postgres-"))  # pytest's own are closed to other users
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="genevolve-postgres-", dir="/tmp")
+        )  # pytest's own are closed to other users
         password = self.folder / "password"
         password.write_text(PASSWORD)
         if os.geteuid() == 0:  # it refuses to run as root

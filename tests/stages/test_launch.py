@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import subprocess
+import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,7 +70,13 @@ def near(a: Path, b: Path, start: Path, limit: float) -> None:
     assert apart / moved < limit
 
 
-def test_a_cold_start_by_two_processes_is_that_of_one(base: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_cold_start_by_two_processes_is_that_of_one(
+    base: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     alone = cold_start.run(profile(), dataset=dataset, base=base, out=tmp_path / "one")
     settings = profile("cold_start.processes=2", f"cold_start.accelerate={FSDP}")
     found = cold_start.run(settings, dataset=dataset, base=base, out=tmp_path / "two")
@@ -77,6 +84,7 @@ def test_a_cold_start_by_two_processes_is_that_of_one(base: Path, dataset: Path,
     assert {k: v for k, v in found.items() if k != "curve"} == pytest.approx(
         {k: v for k, v in alone.items() if k != "curve"}, rel=1e-5
     )
+    assert [path.name for path in temporary.iterdir()] == []  # torch's launcher leaves a folder if it may
     near(tmp_path / "one/policy", tmp_path / "two/policy", base, 1e-2)  # Adam's first steps divide by tiny moments
     assert [p.name for p in (tmp_path / "two").iterdir()] == ["policy"]
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,11 @@ def launch(
     out.mkdir(parents=True, exist_ok=True)
     recipe = write_whole(out / "recipe.json", json.dumps(values_of(settings)))
     call = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", configuration]
-    call += ["--num_processes", str(processes), "--main_process_port", "0", "-m", "genevolve", command]
-    call += [*words, "--recipe", str(recipe), "--out", str(out)]
+    call += ["--num_processes", str(processes), "--main_process_port", "0"]
     log = out / "launch.log"
-    with log.open("wb") as stream:
+    # torch's launcher makes a folder for logs of its own, and leaves it.
+    with log.open("wb") as stream, tempfile.TemporaryDirectory(prefix="launch-") as logs:
+        call += ["--log_dir", logs, "-m", "genevolve", command, *words, "--recipe", str(recipe), "--out", str(out)]
         process = subprocess.Popen(call, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             code = process.wait()
