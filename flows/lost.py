@@ -20,12 +20,17 @@ CRASHED = {
 
 
 def end_lost_runs(api: str) -> list[str]:
-    """Crash what the server takes for running, the journal of this machine knows, and no process here runs; return the names."""
+    """Crash what the server takes for running, the journal of this machine knows, and no process here runs; return the names.
+
+    So, too, the runs inside them, but for one that another pool's worker took: that may be alive, on another machine
+    (flows/handover.py looks after it).
+    """
     found = _open_runs(api, {"id": {"any_": sorted(journal.runs())}})
     alive = _at_work() if found else set()
     lost = [run for run in found if run["id"] not in alive]
     inner = _open_runs(api, {"parent_flow_run_id": {"any_": [run["id"] for run in lost]}})
-    for run in [*inner, *lost]:
+    here = {None, *(run["work_pool_name"] for run in lost)}
+    for run in [*(run for run in inner if run["work_pool_name"] in here), *lost]:
         call(f"{api}/flow_runs/{run['id']}/set_state", {"state": CRASHED, "force": True})
     return [run["name"] for run in lost]
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Running
 
 from flows import dvc, handover
-from genevolve.errors import SettingsError
+from flows.lost import end_lost_runs
+from genevolve.errors import SettingsError, TryLaterError
 from genevolve.ledger import Ledger
+from genevolve.operations import journal
 from genevolve.operations.addresses import call
 from genevolve.profiles import load
 from genevolve.tracking import SWITCH_VARIABLE
@@ -104,8 +110,7 @@ def test_a_stage_is_handed_over_and_its_result_comes_back(
     small, gpu = checkouts
     left: list[str] = []
 
-    def run_deployment(name: str, parameters: dict[str, Any]) -> Any:
-        assert name == "gpu-stage/gpu-stage"
+    def run_on_pool(parameters: dict[str, Any]) -> Any:
         with monkeypatch.context() as there:
             there.chdir(gpu)
             there.setattr(handover, "create_markdown_artifact", left.append)
@@ -113,7 +118,8 @@ def test_a_stage_is_handed_over_and_its_result_comes_back(
         done = SimpleNamespace(is_completed=lambda: True)
         return SimpleNamespace(id=uuid4(), name="toy", state=done, total_run_time=timedelta(seconds=2))
 
-    monkeypatch.setattr(handover, "run_deployment", run_deployment)
+    monkeypatch.setattr(handover, "refuse_without_worker", lambda: None)
+    monkeypatch.setattr(handover, "run_on_pool", run_on_pool)
     monkeypatch.setattr(handover, "FlowRunContext", SimpleNamespace(get=lambda: "a run"))
     monkeypatch.setattr(handover, "_result_of", lambda _: handover.Result.model_validate_json(left[-1]))
 
@@ -137,6 +143,86 @@ def test_a_stage_is_handed_over_and_its_result_comes_back(
     assert hand() == done
     assert weights[0].read_bytes() == b"base-policy 1 evolved"
     assert note.stat().st_mtime_ns == trained
+
+
+@pytest.mark.xdist_group("served")
+def test_a_stage_that_no_worker_takes_and_one_whose_worker_dies_end_in_a_sentence(
+    deployed: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers are this test's own words to the real server: none takes anything."""
+    api = f"http://127.0.0.1:{deployed.environment['GENEVOLVE_PREFECT_PORT']}/api"
+    monkeypatch.setattr(handover, "PATIENCE", 1.0)
+    monkeypatch.setattr(handover, "LOOK_EVERY", 0.1)
+    nap = time.sleep
+    steps: list[Callable[[str], object]] = []
+
+    def sleep(seconds: float) -> None:  # between two looks: what happens meanwhile
+        nap(seconds)
+        if steps:
+            steps.pop(0)(runs()[0]["id"])
+
+    def runs() -> list[dict[str, Any]]:
+        wanted = {"deployments": {"name": {"any_": ["gpu-stage"]}}, "sort": "EXPECTED_START_TIME_DESC"}
+        return call(f"{api}/flow_runs/filter", wanted, seconds=60)
+
+    def begin(run: str, name: str = "w1") -> None:
+        client.update_flow_run_labels(UUID(run), {handover.WORKER: name})
+        client.set_flow_run_state(run, Running(), force=True)
+
+    def die(_: str) -> None:
+        client.request("DELETE", "/work_pools/{p}/workers/{w}", path_params={"p": handover.POOL, "w": "w1"})
+
+    def hand_over() -> None:
+        handover.run_on_pool({"name": "evolve", "cycle": "c001", "handover": {}})
+
+    monkeypatch.setattr(handover, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        with pytest.raises(
+            TryLaterError, match="no worker of the pool gpu-process-pool is online: `make serve POOL=gpu"
+        ):
+            handover.refuse_without_worker()
+        client.send_worker_heartbeat(handover.POOL, "w1")
+        handover.refuse_without_worker()
+
+        with pytest.raises(TryLaterError, match=r"has begun '.+' within 0 minutes: `make serve POOL=gpu-process-pool`"):
+            hand_over()
+        assert runs()[0]["state"]["type"] == "CANCELLED"  # a worker that comes later does not take it
+
+        # A dead machine's run holds the deployment's only place: ours waits behind it, and then for its own worker.
+        left_over = runs()[0]["id"]
+        begin(left_over, "w0")
+        steps.extend([begin, die])
+        with pytest.raises(TryLaterError, match=r"that ran '.+' is gone since 0 minutes"):
+            hand_over()
+        assert [run["state"]["type"] for run in runs()[:2]] == ["CRASHED", "CRASHED"]
+
+
+@pytest.mark.xdist_group("served")
+def test_a_lost_night_leaves_the_stage_on_the_gpu_machine_alone(
+    deployed: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = f"http://127.0.0.1:{deployed.environment['GENEVOLVE_PREFECT_PORT']}/api"
+
+    def ask(url: str, said: dict[str, Any] | None = None) -> Any:
+        return call(url, said, seconds=60)  # the machine may be busy
+
+    running = {"state": {"type": "RUNNING"}}
+    gpu = ask(f"{api}/deployments/name/{handover.DEPLOYMENT}")
+    night = ask(f"{api}/flow_runs/", {"flow_id": gpu["flow_id"], **running})["id"]
+    inner = []
+    for number, there in enumerate((True, False)):
+        step = {"flow_run_id": night, "task_key": "step", "dynamic_key": str(number)}
+        parent = {"parent_task_run_id": ask(f"{api}/task_runs/", step)["id"]}
+        where, what = (
+            (f"deployments/{gpu['id']}/create_flow_run", {}) if there else ("flow_runs/", {"flow_id": gpu["flow_id"]})
+        )
+        inner.append(ask(f"{api}/{where}", {**what, **parent})["id"])
+        ask(f"{api}/flow_runs/{inner[-1]}/set_state", {**running, "force": True})
+    monkeypatch.setattr(journal, "runs", lambda: {night})
+    assert len(end_lost_runs(api)) == 1
+    states = [ask(f"{api}/flow_runs/{run}")["state"]["type"] for run in (night, *inner)]
+    assert states == ["CRASHED", "RUNNING", "CRASHED"]
+    ask(f"{api}/flow_runs/{inner[0]}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
 
 
 def test_what_a_nights_training_reads(tmp_path: Path) -> None:

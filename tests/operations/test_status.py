@@ -67,6 +67,7 @@ def prefect(**changes: Any) -> Answers:
         "version": "3.8.8",
         "deployment": deployment,
         "workers": [{"name": "w"}],
+        "gpu_workers": [],
         "runs": [{"expected_start_time": "2031-05-06T02:00:00Z"}],
     } | changes
 
@@ -78,7 +79,9 @@ def prefect(**changes: Any) -> Answers:
             "/api/health": plain["health"],
             "/api/admin/version": plain["version"],
             "/api/deployments/name/evolution-cycle/nightly": plain["deployment"],
+            "/api/deployments/name/gpu-stage/gpu-stage": {"work_pool_name": "gpu-process-pool"},
             "/api/work_pools/default-process-pool/workers/filter": plain["workers"],
+            "/api/work_pools/gpu-process-pool/workers/filter": plain["gpu_workers"],
             "/api/flow_runs/filter": plain["runs"],
         }.get(path)
 
@@ -158,6 +161,26 @@ def test_what_keeps_the_next_night_from_running_is_named(
         said = lines()
     assert next_run in said["next run"]
     assert todo in said["needs you"]
+
+
+def test_nights_that_hand_their_training_over_need_a_worker_of_the_gpu_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedules = [{"active": True}]
+    handing = {
+        "id": "d1",
+        "work_pool_name": "default-process-pool",
+        "schedules": schedules,
+        "parameters": {"gpu": True},
+    }
+    found = []
+    for workers in ([], [{"name": "w"}]):
+        with server(prefect(deployment=handing, gpu_workers=workers)) as address:
+            monkeypatch.setenv("PREFECT_API_URL", f"{address}/api")
+            found.append(lines()["needs you"])
+    assert (
+        "pool gpu-process-pool, which no worker serves: `make serve POOL=gpu-process-pool` on the GPU machine"
+        in found[0]
+    )
+    assert found[1] == "nothing"
 
 
 @pytest.mark.faults

@@ -19,7 +19,7 @@ from genevolve.tracking import FOLDER as MLRUNS
 
 NIGHTS, LOOK_BACK = 3, 100
 """How many are shown, and how many are asked for the last that was not skipped."""
-NIGHTLY = "evolution-cycle/nightly"
+NIGHTLY, GPU_STAGE = "evolution-cycle/nightly", "gpu-stage/gpu-stage"
 PLACES = ("build", ".dvc/cache", "campaigns", "mlruns", ".cache")
 
 
@@ -139,6 +139,8 @@ def _scheduled(report: Report, api: str) -> str:
     online = call(f"{api}/work_pools/{pool}/workers/filter", {"workers": {"status": {"any_": ["ONLINE"]}}})
     if not online:
         report.todo.append(f"no worker serves the pool {pool}: `make serve`")
+    if deployment.get("parameters", {}).get("gpu"):
+        _gpu_worker(report, api)
     if deployment.get("paused") or not any(s.get("active") for s in deployment.get("schedules", [])):
         report.todo.append(f"the schedule of {NIGHTLY} is off")
         return f"none: the schedule of {NIGHTLY} is off"
@@ -152,6 +154,17 @@ def _scheduled(report: Report, api: str) -> str:
     if not runs:
         return "not planned yet; the server plans within a minute"
     return f"{_day(datetime.fromisoformat(runs[0]['expected_start_time']))} ({NIGHTLY})"
+
+
+def _gpu_worker(report: Report, api: str) -> None:
+    """See that somebody takes the stage that the nights hand over."""
+    handed = call(f"{api}/deployments/name/{GPU_STAGE}")
+    pool = str(handed.get("work_pool_name")) if isinstance(handed, dict) else "gpu-process-pool"
+    if not call(f"{api}/work_pools/{pool}/workers/filter", {"workers": {"status": {"any_": ["ONLINE"]}}}):
+        report.todo.append(
+            f"the nights hand their training to the pool {pool}, which no worker serves: "
+            f"`make serve POOL={pool}` on the GPU machine"
+        )
 
 
 def _disk(report: Report) -> None:
