@@ -206,16 +206,15 @@ def test_a_lost_night_leaves_the_stage_on_the_gpu_machine_alone(
     def ask(url: str, said: dict[str, Any] | None = None) -> Any:
         return call(url, said, seconds=60)  # the machine may be busy
 
-    running = {"state": {"type": "RUNNING"}}
+    running, given = {"state": {"type": "RUNNING"}}, {"name": "evolve", "cycle": "c001", "handover": {}}
     gpu = ask(f"{api}/deployments/name/{handover.DEPLOYMENT}")
     night = ask(f"{api}/flow_runs/", {"flow_id": gpu["flow_id"], **running})["id"]
     inner = []
     for number, there in enumerate((True, False)):
         step = {"flow_run_id": night, "task_key": "step", "dynamic_key": str(number)}
         parent = {"parent_task_run_id": ask(f"{api}/task_runs/", step)["id"]}
-        where, what = (
-            (f"deployments/{gpu['id']}/create_flow_run", {}) if there else ("flow_runs/", {"flow_id": gpu["flow_id"]})
-        )
+        where = f"deployments/{gpu['id']}/create_flow_run" if there else "flow_runs/"
+        what = {"parameters": given} if there else {"flow_id": gpu["flow_id"]}
         inner.append(ask(f"{api}/{where}", {**what, **parent})["id"])
         ask(f"{api}/flow_runs/{inner[-1]}/set_state", {**running, "force": True})
     monkeypatch.setattr(journal, "runs", lambda: {night})
