@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ VERDICT = {
     "text_accuracy_na": True,
     "aesthetics": 0.5,
 }
+SUFFICIENT = {"rationale": "The program says all of it.", "sufficiency": 0.75}
 IMAGE = Wording(rubric_text("", "kscore"))
 PROGRAM = Wording(rubric_text("", "sufficiency"))
 
@@ -131,38 +133,60 @@ FAULTS: dict[str, list[Reply]] = {
     "reset": [reset],
     "no json": [completion("I would say it is good.")],
     "cut json": [completion('{"rationale": "Constr')],
-    "levels": [completion({**VERDICT, "faithfulness": 0.7}), completion({**VERDICT, "faithfulness": 8})],
-    "half a verdict": [completion({"rationale": "r", "faithfulness": 1})],
 }
+UNUSABLE: dict[str, dict[str, list[Reply]]] = {
+    "picture": {
+        "levels": [completion({**VERDICT, "faithfulness": 0.7}), completion({**VERDICT, "faithfulness": 8})],
+        "half a verdict": [completion({"rationale": "r", "faithfulness": 1})],
+    },
+    "program": {
+        "levels": [completion({**SUFFICIENT, "sufficiency": 0.62}), completion({**SUFFICIENT, "sufficiency": 8})],
+        "half a verdict": [completion({"rationale": "r"})],
+    },
+}
+"""Answers in good form that are no verdict of this kind."""
+VERDICTS = {"picture": VERDICT, "program": SUFFICIENT}
+KINDS = pytest.mark.parametrize("kind", VERDICTS)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_passing_fault_costs_no_judgement(tmp_path: Path, fault: str) -> None:
-    with chat_model(tmp_path, *FAULTS[fault], completion(VERDICT), attempts=5) as (chat, _):
-        judge = VlmImageJudge(chat, IMAGE)
-        (score,) = judge.score([job()])
-    assert score is not None, judge.reasons
-    assert score.overall == 0.75
+def judged(kind: str, chat: Chat, questions: Sequence[str]) -> tuple[list[Any], list[str]]:
+    """Return what the judge of this kind makes of each question, and its reasons."""
+    if kind == "picture":
+        images = VlmImageJudge(chat, IMAGE)
+        return [s and s.overall for s in images.score([job(q) for q in questions])], images.reasons
+    programs = VlmProgramJudge(chat, PROGRAM, lambda r, p: [("Image 1, the ground truth:", picture())])
+    return programs.score([ProgramJob(request(q), program(), ()) for q in questions]), programs.reasons
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, "hang", "drip", "filtered", "cut", "refused"])
-def test_a_lasting_fault_is_a_missing_judgement_with_its_reason_beside_good_ones(tmp_path: Path, fault: str) -> None:
-    good = thinking(lambda messages: completion(VERDICT) if "dog" in text_of(messages[1]) else bad[0])
-    with chat_model(tmp_path, good, attempt=0.3 if fault in ("hang", "drip") else 20.0) as (chat, server):
+@KINDS
+@pytest.mark.parametrize("fault", [*FAULTS, *UNUSABLE["picture"]])
+def test_a_passing_fault_costs_no_judgement(tmp_path: Path, fault: str, kind: str) -> None:
+    bad = (FAULTS | UNUSABLE[kind])[fault]
+    with chat_model(tmp_path, *bad, completion(VERDICTS[kind]), attempts=5) as (chat, _):
+        scores, reasons = judged(kind, chat, ["Draw a cat."])
+    assert scores == [0.75], reasons
+
+
+@KINDS
+@pytest.mark.parametrize("fault", [*FAULTS, *UNUSABLE["picture"], "hang", "drip", "filtered", "cut", "refused"])
+def test_a_lasting_fault_is_a_missing_judgement_with_its_reason_beside_good_ones(
+    tmp_path: Path, fault: str, kind: str
+) -> None:
+    good = thinking(lambda messages: completion(VERDICTS[kind]) if "dog" in text_of(messages[1]) else bad[0])
+    with chat_model(tmp_path, good, attempt=1.5 if fault in ("hang", "drip") else 20.0) as (chat, server):
         bad = {
             "hang": [server.hang()],
             "drip": [endless(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")],
             "filtered": [completion(None, "content_filter")],
             "cut": [completion('{"rationale": "long', "length")],
             "refused": [status(400, b'{"error": {"message": "image too large"}}')],
-        }.get(fault) or FAULTS[fault]
-        judge = VlmImageJudge(chat, IMAGE)
-        scores = judge.score([job("Draw a dog."), job("Draw a cat."), job("Draw a dog twice.")])
-    assert [s is None for s in scores] == [False, True, False]
-    assert judge.reasons[0] == judge.reasons[2] == ""
-    assert judge.reasons[1].startswith("the judge gave no score: ")
+        }.get(fault) or (FAULTS | UNUSABLE[kind])[fault]
+        scores, reasons = judged(kind, chat, ["Draw a dog.", "Draw a cat.", "Draw a dog twice."])
+    assert scores == [0.75, None, 0.75]
+    assert reasons[0] == reasons[2] == ""
+    assert reasons[1].startswith("the judge gave no score: ")
     if fault == "refused":
-        assert "image too large" in judge.reasons[1]
+        assert "image too large" in reasons[1]
 
 
 def test_a_cut_answer_stands_in_the_note_and_a_second_command_asks_nothing(tmp_path: Path) -> None:
@@ -196,25 +220,17 @@ def test_a_refused_key_ends_the_command_and_so_does_a_spent_budget(tmp_path: Pat
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("kind", ["picture", "program"])
+@KINDS
 def test_a_judge_that_is_down_ends_the_command_and_later_no_judgement_is_paid_twice(tmp_path: Path, kind: str) -> None:
     questions = [f"Draw {n} cats." for n in range(20)]
-
-    def judged(chat: Any) -> list[Any]:
-        if kind == "picture":
-            return VlmImageJudge(chat, IMAGE).score([job(q) for q in questions])
-        return VlmProgramJudge(chat, PROGRAM, lambda r, p: []).score(
-            [ProgramJob(request(q), program(), ()) for q in questions]
-        )
-
-    verdict = completion(VERDICT if kind == "picture" else {"rationale": "r", "sufficiency": 0.5})
+    verdict = completion(VERDICTS[kind])
     with chat_model(tmp_path, *[verdict] * 5, status(503), concurrency=1) as (chat, server):
         with pytest.raises(TryLaterError, match=r"The judge stops: .*HTTP 503.*the same command goes on from here"):
-            judged(chat)
+            judged(kind, chat, questions)
         assert len(server.requests) == 5 + 2 * DOWN
         server.script[PATH] = [verdict]
         asked = len(server.requests)
-        assert None not in judged(chat)
+        assert None not in judged(kind, chat, questions)[0]
         assert len(server.requests) - asked == len(questions) - 5
 
 

@@ -246,6 +246,19 @@ def test_a_reasoning_parser_is_undone(serve: Any) -> None:
     assert heard == ["<think>hm</think><answer>{}</answer>"]
 
 
+def one_token(server: ModelServer, logprob: float | None, finish: str) -> Reply:
+    """An answer in the flavour's form."""
+    if server.flavour == "sglang":
+        about = {"output_token_logprobs": [[logprob, 5, None]], "finish_reason": {"type": finish}}
+        return said({"text": "", "output_ids": [5], "meta_info": about})
+    if server.flavour == "chat":
+        return said(
+            {"choices": [{"message": {"content": None if logprob is None else "The"}, "finish_reason": finish}]}
+        )
+    logprobs = {"tokens": ["token_id:5"], "token_logprobs": [logprob]}
+    return said({"choices": [{"logprobs": logprobs, "finish_reason": finish}]})
+
+
 def bodies(server: ModelServer) -> dict[str, Reply]:
     return {
         "429": status(429, Retry_After="0"),
@@ -253,12 +266,8 @@ def bodies(server: ModelServer) -> dict[str, Reply]:
         "hang": server.hang(),
         "truncated": send(b'{"choices": [{"logpr', length=20),
         "wrong form": said({"choices": [{"text": "hello", "finish_reason": "stop"}]}),
-        "no numbers": said(
-            {"choices": [{"logprobs": {"tokens": ["token_id:5"], "token_logprobs": [None]}, "finish_reason": "stop"}]}
-        ),
-        "abort": said(
-            {"choices": [{"logprobs": {"tokens": ["token_id:5"], "token_logprobs": [-1.0]}, "finish_reason": "abort"}]}
-        ),
+        "no numbers": one_token(server, None, "stop"),
+        "abort": one_token(server, -1.0, "abort"),
         "html": send(b"<html>Bad Gateway</html>", Content_Type="text/html"),
         "drip": endless(b"HTTP/1.1 200 OK\r\n\r\n{"),
         "reset": reset,
@@ -266,28 +275,30 @@ def bodies(server: ModelServer) -> dict[str, Reply]:
 
 
 SILENT = ("hang", "drip")
+PATHS = {"vllm": "/v1/completions", "sglang": "/generate", "chat": "/v1/chat/completions"}
 KINDS = ("429", "500", "hang", "truncated", "wrong form", "no numbers", "abort", "html", "drip", "reset")
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("flavour", ["vllm", "chat"])
+@pytest.mark.parametrize("flavour", PATHS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_passing_fault_changes_nothing(serve: Any, kind: str, flavour: str) -> None:
     patience = Patience(attempts=5, attempt=3.0 if kind in SILENT else 60.0, total=200.0, first_wait=0.01)
     policy, server = serve(flavour, patience=patience, concurrency=3)
     expected = policy.sample(jobs(4, turns=2), FEW, seed=2)
-    path = "/v1/completions" if flavour == "vllm" else "/v1/chat/completions"
+    path = PATHS[flavour]
     server.faults[path] = [None, None, bodies(server)[kind], bodies(server)[kind]]
     assert policy.sample(jobs(4, turns=2), FEW, seed=2) == expected
     assert not server.faults[path]
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("flavour", PATHS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_lasting_fault_costs_its_own_conversation_and_says_why(serve: Any, kind: str) -> None:
+def test_a_lasting_fault_costs_its_own_conversation_and_says_why(serve: Any, kind: str, flavour: str) -> None:
     patience = Patience(attempts=2, attempt=3.0 if kind in SILENT else 60.0, total=200.0, first_wait=0.01)
-    policy, server = serve(patience=patience, concurrency=1)
-    server.faults["/v1/completions"] = [None, None, *[bodies(server)[kind]] * 2]  # in the middle of a conversation
+    policy, server = serve(flavour, patience=patience, concurrency=1)
+    server.faults[PATHS[flavour]] = [None, None, *[bodies(server)[kind]] * 2]  # in the middle of a conversation
     played: list[Trajectory] = rollouts(policy, requests(2), 2, make_tools(), WIDE, 2, system=SYSTEM)
     broken = [t for t in played if t.termination == "error"]
     assert len(broken) == 1

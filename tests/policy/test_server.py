@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from genevolve.services.endpoint import Endpoint
 from genevolve.services.patience import Patience
 from genevolve.training.checkpoint import policy_hash, tokenizer_hash
 from tests.policy.servers import ModelServer, tiny_folder, tiny_policy
-from tests.tools.web import said, status
+from tests.tools.web import Reply, endless, reset, said, send, status
 
 SAMPLING = Sampling(temperature=0.7, top_p=1.0, max_turn_tokens=12, max_context=80)
 
@@ -245,6 +246,68 @@ def test_another_tokenizer_is_refused(start: Any, folder: Path, project: Path) -
     client, _ = start()
     with pytest.raises(PolicyError, match="reads text as other tokens"):
         ServedPolicy.connect(client, str(project / "assets" / "base-policy"))
+
+
+def answers(server: ModelServer) -> dict[str, Reply]:
+    return {
+        "hang": server.hang(),
+        "500": status(500),
+        "429": status(429, Retry_After="0"),
+        "HTML": send(b"<!doctype html><p>Sign in</p>", Content_Type="text/html"),
+        "wrong schema": said({"result": "something else"}),
+        "truncated": send(b'{"data": [{"id": "', Content_Type="application/json"),
+        "reset": reset,
+        "drip": endless(b"HTTP/1.1 200 OK\r\n\r\n{"),
+    }
+
+
+FAULTS = ("hang", "500", "429", "HTML", "wrong schema", "truncated", "reset", "drip")
+UNREAD = ("HTML", "wrong schema")
+"""An answer that is none of a model server's: asking again would not help."""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_list_of_models_passes_or_is_a_sentence(start: Any, fault: str) -> None:
+    client, server = start()
+    client.patience = replace(client.patience, attempt=1.0 if fault in ("hang", "drip") else 60.0)
+    bad = answers(server)[fault]
+    if fault not in UNREAD:
+        server.faults["/v1/models"] = [bad]
+        assert ServedPolicy.connect(client, "tiny").model == "tiny"
+    server.faults["/v1/models"] = [bad] * 2
+    says = (
+        r"lists no model: GENEVOLVE_POLICY_URL must be" if fault in UNREAD else r"does not answer.*GENEVOLVE_POLICY_URL"
+    )
+    with pytest.raises(PolicyError, match=says):
+        ServedPolicy.connect(client, "tiny")
+
+
+RELOADS = {"sglang": "/update_weights_from_disk", "lora": "/v1/load_lora_adapter"}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("how", RELOADS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_while_weights_are_loaded_passes_or_is_a_sentence_and_no_other_weights_are_sampled(
+    start: Any, folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, how: str, fault: str
+) -> None:
+    client, server = start("sglang" if how == "sglang" else "vllm")
+    monkeypatch.setenv(RELOAD, how)
+    monkeypatch.setenv(START, "0")
+    (trained / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    client.patience = replace(client.patience, attempt=1.0 if fault in ("hang", "drip") else 60.0)
+    bad = answers(server)[fault]
+    server.faults[RELOADS[how]] = [bad] * 2
+    says = f"did not load the weights .{RELOADS[how].removeprefix('/v1')}: the policy service does not answer"
+    if fault in UNREAD:  # 200, and yet it has not done it: what it says it serves decides
+        says = f"does not serve {served_name(trained)}, the weights of"
+    with pytest.raises(PolicyError, match=says):
+        ServedPolicy.connect(client, "tiny", trained)
+    server.faults[RELOADS[how]] = [] if fault in UNREAD else [bad]
+    policy = ServedPolicy.connect(client, "tiny", trained)
+    assert policy.policy_hash == policy_hash(trained)
+    assert not server.faults[RELOADS[how]]
 
 
 @pytest.mark.faults
