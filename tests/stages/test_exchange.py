@@ -66,8 +66,12 @@ def test_the_build_stage_takes_an_imported_dataset(
         build.run(taken, out=tmp_path / "other", imported=tmp_path)
 
 
-def test_the_cold_start_trains_on_imported_conversations(public: Path, tmp_path: Path, project: Path) -> None:
-    few = load("tiny", overrides=["cold_start.batch=2", "sampling.workers=1"], path=project / "params.yaml")
+@pytest.mark.parametrize("trainer", ["trl", "ranks"])
+def test_the_cold_start_trains_on_imported_conversations(
+    public: Path, tmp_path: Path, project: Path, trainer: str
+) -> None:
+    over = ["cold_start.batch=2", "sampling.workers=1", f"cold_start.trainer={trainer}"]
+    few = load("tiny", overrides=over, path=project / "params.yaml")
     out = tmp_path / "out"
     out.mkdir()
     metrics = cold_start.run(few, dataset=public, base=project / "assets" / "base-policy", out=out)

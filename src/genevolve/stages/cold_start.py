@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from genevolve.settings import Settings
+
+if TYPE_CHECKING:
+    from genevolve.records import Trajectory
 
 
 def run(settings: Settings, *, dataset: Path, base: Path, out: Path) -> dict[str, Any]:
@@ -17,17 +20,14 @@ def run(settings: Settings, *, dataset: Path, base: Path, out: Path) -> dict[str
     """
     if settings.cold_start.trainer == "ranks":
         return _by_ranks(settings, dataset, base, out)
-    from genevolve.dataset.public import SFT_FILES, load_sft
+    from genevolve.dataset.public import load_sft
     from genevolve.training import cold_start
 
     c = settings.cold_start
-    held_out = (
-        dataset / SFT_FILES["sft_heldout"]
-    ).exists()  # an imported dataset may have none: then no loss is measured
     metrics = cold_start.train(
         base,
         load_sft(dataset, "sft"),
-        load_sft(dataset, "sft_heldout") if held_out else [],
+        _held_out(dataset),
         out,
         epochs=c.epochs,
         batch=c.batch,
@@ -40,6 +40,13 @@ def run(settings: Settings, *, dataset: Path, base: Path, out: Path) -> dict[str
     )
     shutil.rmtree(out / "trainer", ignore_errors=True)
     return metrics
+
+
+def _held_out(dataset: Path) -> list[Trajectory]:
+    """Return the held-out trajectories; none where an imported dataset has no eval split: then no loss is measured."""
+    from genevolve.dataset.public import SFT_FILES, load_sft
+
+    return load_sft(dataset, "sft_heldout") if (dataset / SFT_FILES["sft_heldout"]).exists() else []
 
 
 def _by_ranks(settings: Settings, dataset: Path, base: Path, out: Path) -> dict[str, Any]:
@@ -70,7 +77,7 @@ def _by_ranks(settings: Settings, dataset: Path, base: Path, out: Path) -> dict[
     metrics = sft.train(
         find_policy(base),
         load_sft(dataset, "sft"),
-        load_sft(dataset, "sft_heldout"),
+        _held_out(dataset),
         out,
         config,
         device=c.device,
