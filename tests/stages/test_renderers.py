@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +23,7 @@ from genevolve.render.gemini import MODEL
 from genevolve.render.ready import check_renderer, look
 from genevolve.settings import Render, Settings
 from genevolve.stages.backends import make_renderer
-from genevolve.stages.serve_renderer import run
+from genevolve.stages.serve_renderer import _devices, run
 from tests.render.tiny import picture
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -172,3 +173,44 @@ def test_the_server_ends_on_sigterm_with_all_its_processes(served: tuple[str, su
     process.wait(30)
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+
+
+@pytest.mark.parametrize(
+    ("found", "gpus", "devices"),
+    [
+        (8, None, [f"cuda:{n}" for n in range(8)]),
+        (8, 2, ["cuda:0", "cuda:1"]),
+        (1, None, ["cuda:0"]),
+        (0, None, ["cpu"]),
+        (0, 1, ["cpu"]),
+    ],
+)
+def test_the_server_has_a_worker_on_each_gpu(
+    monkeypatch: pytest.MonkeyPatch, found: int, gpus: int | None, devices: list[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: found)
+    assert _devices("diffusers", gpus) == devices
+    loaded: list[str] = []
+    monkeypatch.setattr("genevolve.render.ready.check_renderer", lambda *_, **__: None)
+    monkeypatch.setattr("genevolve.stages.backends.make_renderer", lambda _, device: loaded.append(device))
+
+    class Ended(Exception):
+        """Instead of serving."""
+
+    def start(workers: Any) -> None:
+        for worker in workers:
+            worker._make()
+        raise Ended
+
+    monkeypatch.setattr("genevolve.render.server.start_all", start)
+    said: list[str] = []
+    with pytest.raises(Ended):
+        run(profile("render.backend=diffusers"), host="127.0.0.1", port=0, gpus=gpus, queue=1, say=said.append)
+    assert loaded == devices
+    assert said[-1].endswith(f"for {', '.join(devices)} ...")
+
+
+def test_more_gpus_than_there_are_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(SettingsError, match=r"--gpus 3: this machine has 2\."):
+        _devices("diffusers", 3)
