@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from genevolve.errors import SettingsError
+from genevolve.errors import SettingsError, TryLaterError
 from genevolve.experience.contrast import Pair
 from genevolve.experience.summarise import summarise, violations
 from genevolve.experience.summarise_llm import LlmSummariser, faults, pair_text, prompt_text
 from genevolve.records import Bundle, Message, Reward, Score
 from genevolve.services.endpoint import ServiceError
-from tests.services.chats import bodies, chat_model, completion, text_of, thinking
+from tests.services.chats import PATH, bodies, chat_model, completion, text_of, thinking
 from tests.tools.web import Reply, endless, reset, said, send, status
 
 from .rollouts import EXACT, LOOSE, QUESTION, look, make, search
@@ -184,6 +184,28 @@ def test_a_pair_is_paid_once_and_a_refused_key_ends_the_command(tmp_path: Path) 
         assert len(server.requests) == 1
     with chat_model(tmp_path / "b", status(403)) as (chat, _), pytest.raises(ServiceError):
         LlmSummariser(chat, prompt_text("")).bundles([PAIR], 1)
+
+
+@pytest.mark.faults
+def test_a_summariser_that_is_down_ends_the_command_and_later_no_bundle_is_paid_twice(tmp_path: Path) -> None:
+    def of(name: str) -> Pair:
+        more = {"question": f"Draw the dog {name}.", "request_id": name}
+        return Pair(name, BEST.model_copy(update=more), WORST.model_copy(update=more), 0.5)
+
+    pairs = [of(name) for name in "abcd"]
+    with chat_model(tmp_path, completion(GOOD), status(503), concurrency=1) as (chat, server):
+        summariser = LlmSummariser(chat, prompt_text(""))
+        found = summariser.bundles(pairs, 1)
+        assert [b is None for b in found] == [False, True, True, True], "one was answered: the service is there"
+        assert summariser.bundles(pairs[1:2], 2) == [None], "a pair alone may be what it cannot answer"
+        with pytest.raises(
+            TryLaterError, match=r"The summariser stops: .*HTTP 503.*the same command goes on from here"
+        ):
+            LlmSummariser(chat, prompt_text("")).bundles(pairs[1:], 3)
+        server.script[PATH] = [completion(GOOD)]
+        asked = len(server.requests)
+        assert None not in LlmSummariser(chat, prompt_text("")).bundles(pairs, 1)
+        assert len(server.requests) - asked == 3
 
 
 def test_a_prompt_of_the_users_takes_the_place_of_ours(tmp_path: Path) -> None:

@@ -17,22 +17,23 @@ import pytest
 from typer.testing import CliRunner
 
 from genevolve.agent.chat import prompt_text
-from genevolve.agent.format import call_turn
+from genevolve.agent.format import answer_turn, call_turn
 from genevolve.agent.system import system_prompt
 from genevolve.dataset.public import load_requests
-from genevolve.errors import GenEvolveError, SettingsError, StageError
+from genevolve.errors import TRY_LATER, GenEvolveError, SettingsError, StageError, TryLaterError
 from genevolve.policy.base import PolicyError
 from genevolve.policy.local import LocalPolicy
 from genevolve.policy.server import RELOAD, served_name
 from genevolve.profiles import load
 from genevolve.records import Trajectory, read_jsonl, write_jsonl
 from genevolve.services.endpoint import ServiceError
+from genevolve.services.patience import Patience
 from genevolve.settings import Settings
 from genevolve.stages import backends, bench, evolve, generate
 from genevolve.stages.journal import NAME, Journal
 from genevolve.training.checkpoint import policy_hash
 from tests.policy.servers import ModelServer
-from tests.tools.web import status
+from tests.tools.web import Server, said, status
 
 OVER = ("sampling.workers=1", "sampling.max_turn_tokens=64", "sampling.max_context=700", "sampling.bench_temperature=0")
 
@@ -162,6 +163,60 @@ def test_a_kill_loses_at_most_what_is_in_flight(start: Any, dataset: Path, base:
     assert begun(server, [r.question for r in requests if f"{r.id}-0" in kept]) == 0
     assert begun(server, [r.question for r in requests if f"{r.id}-0" not in kept]) == len(requests) - len(kept)
     assert len(list(read_jsonl(out / "blocks" / "00000.jsonl", Trajectory))) == len(load_requests(dataset, "bench"))
+
+
+@pytest.mark.faults
+def test_a_search_that_is_down_ends_the_command_and_the_same_command_goes_on(
+    start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genevolve.tools import serper
+
+    server = start("chat")
+
+    def turn(body: Any) -> tuple[int, Any]:
+        question, number = body["messages"][1]["content"], len(body["messages"]) // 2 - 1
+        if number < 3:
+            text = call_turn("", "search", f"{question} {number}")
+        elif number == 3:
+            text = call_turn("", "image_search", "giraffe")
+        else:
+            text = answer_turn("so", "The first reference image, alone and large.", [("IMG_001", "a giraffe")])
+        return 200, {"choices": [{"index": 0, "message": {"content": text}, "finish_reason": "stop"}]}
+
+    monkeypatch.setattr(server, "_chat", turn)
+    monkeypatch.setenv("GENEVOLVE_POLICY_CONCURRENCY", "1")  # one after the other: the first are done when it ends
+    monkeypatch.setattr(serper, "Patience", lambda: Patience(attempts=1))
+    backends.serper.cache_clear()
+    found = said({"organic": [{"title": "A", "link": "https://e.example/", "snippet": "b"}]})
+    service = Server({"/search": [found] * 5 + [status(503)]})
+    monkeypatch.setenv("SERPER_API_KEY", "a-key")
+    monkeypatch.setenv("GENEVOLVE_SERPER_URL", service.url)
+    settings, out = of_server("world.search=serper", "world.budget_usd=1"), tmp_path / "out"
+    out.mkdir()
+    with service.running():
+        with pytest.raises(TryLaterError, match=r"The search stops: .*HTTP 503.*the same command goes on") as error:
+            bench.run(settings, dataset=dataset, policy=base, out=out)
+        assert error.value.exit_code == TRY_LATER
+        kept = {json.loads(line)["id"] for line in (out / NAME).read_text().splitlines()[1:]}
+        answered = {body for *_, body in service.requests[:5]}
+        server.asked.clear()
+        service.requests.clear()
+        service.script["/search"] = [found]
+        bench.run(settings, dataset=dataset, policy=base, out=out)
+    requests = load_requests(dataset, "bench")
+    opened = [
+        b["messages"][1]["content"]
+        for p, b in server.asked
+        if p.endswith("chat/completions") and len(b["messages"]) == 2
+    ]
+    assert kept
+    assert sorted(opened) == sorted(r.question for r in requests if f"{r.id}-0" not in kept)
+    again = [body for *_, body in service.requests]
+    assert again
+    assert not answered & set(again), "an answered query is not paid again"
+    rows = list(read_jsonl(out / "blocks" / "00000.jsonl", Trajectory))
+    assert len(rows) == len(requests)
+    assert all(t.reward and t.reward.total for t in rows)
 
 
 def test_an_evolution_gives_the_server_each_rounds_weights(
@@ -344,9 +399,9 @@ def test_doctor_says_whether_new_weights_have_a_way_to_the_server(monkeypatch: p
     missing = line("paper")
     assert missing is not None
     assert missing.line().startswith("MISSING  policy reload    GENEVOLVE_POLICY_RELOAD is not set; blocks evolve")
-    for how, said in (("sglang", "sglang"), ("lora", "lora"), ("restart --token s3cret", "a command")):
+    for how, shown in (("sglang", "sglang"), ("lora", "lora"), ("restart --token s3cret", "a command")):
         monkeypatch.setenv("GENEVOLVE_POLICY_RELOAD", how)
         found = line("paper")
         assert found is not None
-        assert (found.ok, found.said) == (True, said)
+        assert (found.ok, found.said) == (True, shown)
     assert line("embedded") is None, "it is sampled in this process"

@@ -19,8 +19,9 @@ from pydantic import SecretStr
 
 from genevolve.agent.format import answer_turn, call_turn
 from genevolve.agent.session import Session, Tools
-from genevolve.errors import SettingsError
+from genevolve.errors import SettingsError, TryLaterError
 from genevolve.services.cache import BudgetError, CallCache
+from genevolve.services.steady import DOWN
 from genevolve.settings import Settings
 from genevolve.stages import backends
 from genevolve.tools.base import SearchHit, ToolError
@@ -162,6 +163,41 @@ def test_a_refused_key_ends_the_command(play: Any, reply: Reply) -> None:
         session.step(call_turn("", "search", "a"))
     assert len(server.requests) == 1
     assert serper.cache.spent().cost == 0
+
+
+@pytest.mark.faults
+def test_a_service_that_is_down_ends_the_command_and_some_queries_that_fail_do_not(play: Any) -> None:
+    replies: list[Reply] = []
+    for _ in range(3):  # whatever it answers, it is there
+        replies += [*[status(503)] * (DOWN - 1), FOUND, *[status(503)] * (DOWN - 1), status(404)]
+    serper, server, _ = play({"/search": replies}, patience=Patience(attempts=1))
+    session = Session(Tools(SerperSearch(serper), SerperImageSearch(serper, Fetcher(), Path()), SkillTexts()))
+    for n in range(len(replies)):
+        session = Session(session.tools)
+        session.start("A flag.", "sys")
+        assert session.step(call_turn("", "search", f"query {n}"))
+    server.script["/search"] = [status(503)]
+    said: list[object] = []
+
+    def ask(n: int) -> None:
+        try:
+            SerperSearch(serper).search(f"question {n}")
+        except (ToolError, TryLaterError) as e:
+            said.append(e)
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(DOWN + 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ended = [e for e in said if isinstance(e, TryLaterError)]
+    assert (len(said), len(ended)) == (DOWN + 2, 3)
+    assert str(ended[0]) == (
+        "The search stops: the search service does not answer (HTTP 503). What was paid for is kept; the same command goes "
+        "on from here."
+    )
+    server.script["/search"] = [FOUND]
+    assert SerperSearch(serper).search("question 0")
 
 
 @pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\n\r\n{", b"HTTP/1.1 200 OK\r\nX: "])

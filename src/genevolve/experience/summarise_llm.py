@@ -3,7 +3,8 @@
 Temperature 0; the prompt is a Markdown file, ours in `prompts/` or the user's; the pair stands fenced as JSON, since
 requests, search results and the policy's own words are anybody's. What comes back is held against the paper's rules
 (`faults`) and, when it breaks them, sent back once with what was wrong; a pair that fails twice has no bundle. Each
-question is paid once (family `summary`), so a killed round asks nothing again.
+question is paid once (family `summary`), so a killed round asks nothing again. A service that is down (`services.steady`)
+ends the command: a round that it left without bundles would teach nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from genevolve.services import loop
 from genevolve.services.chat import Ask, Chat, system, user
 from genevolve.services.client import CallError
 from genevolve.services.fence import fenced
+from genevolve.services.steady import DOWN, Steady
 
 PROMPT = Path(__file__).parent / "prompts" / "summarise.md"
 TRIES = 2
@@ -109,12 +111,17 @@ class LlmSummariser:
         self.reasons: list[str] = []
 
     def bundles(self, pairs: Sequence[Pair], step: int = 0) -> list[Bundle | None]:
-        """Return a bundle per pair, None where the model wrote none that keeps the rules. Raises ServiceError, BudgetError."""
-        found = loop.spread((self._one(pair, step) for pair in pairs), self.chat.client.endpoint.concurrency)
+        """Return a bundle per pair, None where the model wrote none that keeps the rules.
+
+        Raises ServiceError, BudgetError and TryLaterError: the command cannot go on.
+        """
+        # a round has few pairs: when none of them is answered, and it is not one alone, the service is down
+        steady = Steady("The summariser", max(2, min(DOWN, len(pairs))))
+        found = loop.spread((self._one(pair, step, steady) for pair in pairs), self.chat.client.endpoint.concurrency)
         self.reasons = [f if isinstance(f, str) else "" for f in found]
         return [f if isinstance(f, Bundle) else None for f in found]
 
-    async def _one(self, pair: Pair, step: int) -> Bundle | str:
+    async def _one(self, pair: Pair, step: int, steady: Steady) -> Bundle | str:
         foreign = names_of(pair)
 
         def check(advice: Advice, raw: str) -> None:
@@ -125,7 +132,9 @@ class LlmSummariser:
         try:
             advice, _ = await self.chat.object(ask, Advice, family="summary", tries=TRIES, check=check)
         except CallError as e:
+            steady.failed(e)
             return f"request {pair.request_id}: no bundle: {e.reason}"
+        steady.answered()
         return _bundle(pair, step, advice)
 
 

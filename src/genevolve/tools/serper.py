@@ -25,8 +25,10 @@ from pydantic import SecretStr
 
 from genevolve.errors import SettingsError
 from genevolve.services.cache import CallCache, call_key
+from genevolve.services.client import CallError
 from genevolve.services.endpoint import ServiceError, base_url, key_of, number
 from genevolve.services.patience import AGAIN, Patience, retry_after
+from genevolve.services.steady import Steady
 from genevolve.tools.addresses import is_public
 from genevolve.tools.base import ImageHit, SearchHit, ToolError
 from genevolve.tools.fetch import PASSING, Fetcher
@@ -134,12 +136,13 @@ class Serper:
         self.service, self.cache, self.budget, self.account = service, cache, budget, account
         self.net, self.patience = net or Net(), patience or Patience()
         self._sleep, self._draw, self._now = sleep, draw, now
-        self._flights = Flights()
+        self._flights, self._steady = Flights(), Steady("The search")
 
     def ask(self, kind: str, query: str, top_k: int) -> list[dict[str, str]]:
         """Return the rows of a 'search' ({title, url, snippet}) or of 'images' ({title, url, image}), best first.
 
-        Raises ToolError when the service does not answer, BudgetError and ServiceError when it is of no use to go on.
+        Raises ToolError when the service has no answer to this query, BudgetError, ServiceError and TryLaterError when it is of
+        no use to go on: what a policy does without a search says nothing of the policy.
         """
         num = PAGE if top_k <= PAGE else MOST_RESULTS
         arguments = {"service": self.service.url, "q": " ".join(query.split()), "num": num}
@@ -170,6 +173,7 @@ class Serper:
             seconds = max(0.0, self.net.clock() - start)
             if outcome.rows is not None:
                 self.cache.put(kind, BACKEND, arguments, outcome.rows, seconds=seconds, cost=outcome.paid, call=call)
+                self._steady.answered()
                 return outcome.rows
             self.cache.settle(call, seconds=seconds, cost=outcome.paid)
             if outcome.useless:
@@ -177,12 +181,14 @@ class Serper:
                     f"The search service refused {KEY} ({outcome.reason}): check the key and its credits."
                 )
             if outcome.wait is None:
+                self._steady.answered()
                 raise ToolError(f"The search service refused this query ({outcome.reason}); ask in other words.")
             reason = outcome.reason
             pause = self.patience.pause(attempt, outcome.wait, self._draw())
             if attempt == self.patience.attempts or self.net.clock() + pause >= deadline:
                 break
             self._sleep(pause)
+        self._steady.failed(CallError(f"the search service does not answer ({reason})"))
         raise ToolError(f"The search service does not answer ({reason}); go on with what you have.")
 
     def _attempt(self, kind: str, arguments: dict[str, Any], price: float, deadline: float) -> Outcome:
