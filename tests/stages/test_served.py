@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -137,8 +138,26 @@ def begun(server: ModelServer, questions: list[str]) -> int:
 
 
 @pytest.mark.faults
-def test_a_kill_loses_at_most_what_is_in_flight(start: Any, dataset: Path, base: Path, tmp_path: Path) -> None:
-    server = start()
+def test_a_kill_loses_at_most_what_is_in_flight(
+    start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server answers until five conversations have begun. Then both of its callers wait, and nothing moves any more: all
+    that had ended must be on disk."""
+    server, in_flight = start(), 2
+    monkeypatch.setenv("GENEVOLVE_POLICY_CONCURRENCY", str(in_flight))
+    requests = load_requests(dataset, "bench")
+    questions = [r.question for r in requests]
+    answer, killed = server._completions, threading.Event()
+    waiting: list[Any] = []
+
+    def held(body: Any) -> tuple[int, Any]:
+        if begun(server, questions) < 5 or killed.is_set():
+            return answer(body)
+        waiting.append(body)
+        killed.wait(200)
+        return 503, {}
+
+    monkeypatch.setattr(server, "_completions", held)
     out = tmp_path / "out"
     out.mkdir()
     code = (
@@ -147,19 +166,24 @@ def test_a_kill_loses_at_most_what_is_in_flight(start: Any, dataset: Path, base:
         "bench.run(t.of_server(), dataset=Path(sys.argv[1]), policy=Path(sys.argv[2]), out=Path(sys.argv[3]))"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(dataset), str(base), str(out)], start_new_session=True)
-    deadline = time.monotonic() + 120
+
+    def ids() -> set[str]:
+        lines = (out / NAME).read_bytes().split(b"\n")[1:-1] if (out / NAME).exists() else []
+        return {json.loads(line)["id"] for line in lines}
+
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and child.poll() is None:
-        if (out / NAME).exists() and (out / NAME).read_bytes().count(b"\n") > 2:
+        if len(waiting) == in_flight and begun(server, questions) - len(ids()) <= in_flight:
             break
         time.sleep(0.01)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    lines = (out / NAME).read_bytes().split(b"\n")[1:-1]
-    kept = {json.loads(line)["id"] for line in lines}
-    assert kept
+    kept = ids()
+    assert len(waiting) == in_flight
+    assert begun(server, questions) - len(kept) <= in_flight
+    killed.set()
     server.asked.clear()
     bench.run(of_server(), dataset=dataset, policy=base, out=out)
-    requests = load_requests(dataset, "bench")
     assert begun(server, [r.question for r in requests if f"{r.id}-0" in kept]) == 0
     assert begun(server, [r.question for r in requests if f"{r.id}-0" not in kept]) == len(requests) - len(kept)
     assert len(list(read_jsonl(out / "blocks" / "00000.jsonl", Trajectory))) == len(load_requests(dataset, "bench"))
