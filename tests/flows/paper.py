@@ -55,7 +55,7 @@ KEYS = {
 GOOD_PROGRAM = "The thing of the first reference image stands alone in the middle, large and sharp, on a grey ground"
 WEAK_PROGRAM = "Something like the first reference image"
 SETTLED = "large and sharp"
-SERVERS = ("policy", "search", "images", "web", "render", "judge", "summariser")
+SERVERS = ("policy", "search", "images", "web", "render", "judge", "summariser", "teacher")
 
 
 def script(ends: int, good: bool, asked: str) -> str:
@@ -163,9 +163,10 @@ OF_SERVERS = {
     "render": FORM,
     "judge": FORM | CUT,
     "summariser": FORM | CUT,
+    "teacher": FORM,
 }
-"""Beside WIRE, where another try may help: a search whose answer has another form is that trajectory's observation, and a page
-in place of what the policy's server says of itself is another kind of server."""
+"""Beside WIRE, where another try may help: a search whose answer has another form is that trajectory's observation, as a cut
+answer is the teacher's own turn, and a page in place of what the policy's server says of itself is another kind of server."""
 REFUSED = {
     "inside": "http://inside.example/secret.png",
     "inward": "http://photos.example/inward.png",
@@ -283,7 +284,7 @@ class Services:
                 )
             }
         )
-        self.teacher = Server({PATH: Script(World.open(dataset / "world"))})
+        self.teacher = Server({PATH: self.faults["teacher"].over(Script(World.open(dataset / "world")))})
         self.render = Server(
             {"/generate": self.faults["render"].over(drawn), "/health": said({"status": "healthy", "num_gpus": 1})}
         )
