@@ -25,6 +25,7 @@ from prefect.artifacts import (
 )
 from prefect.context import FlowRunContext
 
+from genevolve.bench.score import shown_pair
 from genevolve.records import Trajectory, read_jsonl
 from genevolve.workspace import Workspace
 
@@ -188,13 +189,11 @@ def gallery(before: Path, after: Path, cases: list[Change]) -> tuple[bytes, str]
 
     from genevolve.render.contact import contact_sheet
 
-    sides = [
-        _played(before, {c.id: c.before for c in cases}),
-        _played(after, {c.id: c.after for c in cases}),
-    ]
+    wanted = {c.id for c in cases}
+    sides = [_played(folder, wanted) for folder in (before, after)]
     pairs, words = [], []
     for change in cases:
-        old, new = (side.get(change.id) for side in sides)
+        old, new = _shown(*(side.get(change.id, []) for side in sides))
         found = new or old
         question = " ".join(found.question.split()) if found else change.id
         pairs.append((f"{change.diff:+.2f} {question}", _picture(before, old) or _blank(), _picture(after, new)))
@@ -208,18 +207,18 @@ def gallery(before: Path, after: Path, cases: list[Change]) -> tuple[bytes, str]
     return out.getvalue(), "\n".join(words)
 
 
-def _played(folder: Path, means: Mapping[str, float]) -> dict[str, Trajectory]:
-    """Return, of each request's rollouts, the one whose score is nearest the request's mean, which is shown beside it; the
-    first of two that are as near."""
-    nearest: dict[str, tuple[tuple[float, int], Trajectory]] = {}
+def _played(folder: Path, wanted: set[str]) -> dict[str, list[Trajectory]]:
+    groups: dict[str, list[Trajectory]] = {}
     for path in sorted((folder / "blocks").glob("*.jsonl")):
         for t in read_jsonl(path, Trajectory):
-            if t.request_id in means:
-                score = _score(t)
-                rank = (math.inf if score is None else round(abs(score - means[t.request_id]), 9), t.rollout)
-                if t.request_id not in nearest or rank < nearest[t.request_id][0]:
-                    nearest[t.request_id] = rank, t
-    return {key: t for key, (_, t) in nearest.items()}
+            if t.request_id in wanted:
+                groups.setdefault(t.request_id, []).append(t)
+    return groups
+
+
+def _shown(before: list[Trajectory], after: list[Trajectory]) -> tuple[Trajectory | None, Trajectory | None]:
+    i, j = shown_pair([_score(t) for t in before], [_score(t) for t in after])
+    return before[i] if before else None, after[j] if after else None
 
 
 def _score(trajectory: Trajectory) -> float | None:

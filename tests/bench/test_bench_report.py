@@ -13,7 +13,7 @@ import pytest
 from genevolve.bench.page import turns
 from genevolve.bench.pictures import inline, line_chart
 from genevolve.bench.report import BenchReport, Side, Yield, build_report
-from genevolve.bench.score import bench_rows, shown_pairs
+from genevolve.bench.score import bench_rows, shown_pair
 from genevolve.records import Message, Program
 
 from .parts import make_request, make_score, make_trajectory, paint
@@ -162,17 +162,14 @@ def test_a_card_shows_two_rollouts_that_differ_as_the_means_do(tmp_path: Path) -
         return Side(name, bench_rows(requests, played))
 
     before, after = side("cold start", [1, 0, 1]), side("evolved", [1, 1, 0.5])
-    pairs = shown_pairs(before.rows, after.rows)
-    assert {k: (b.trajectory.rollout, a.trajectory.rollout) for k, (b, a) in pairs.items() if b.trajectory and a.trajectory} == {
-        "q000": (0, 0),
-        "q001": (0, 0),
-    }  # fmt: skip
-    up = shown_pairs(side("", [1, 0]).rows, side("", [1, 1]).rows)["q000"]
-    assert [row.score.visual_correctness for row in up if row.score] == [0, 1], (
-        "of equally near ones that which differs"
-    )
-    missing = bench_rows(requests, [make_trajectory(r, None) for r in requests])
-    assert shown_pairs(missing, after.rows)["q000"] == (missing[0], after.rows[0])
     html = build_report(before, after, resamples=50).write(tmp_path)["report.html"].read_text(encoding="utf-8")
     assert "Each request was played 3 times" in html
     assert "mean of all rollouts 0.87, then 0.93" in html
+
+
+def test_the_rollouts_that_are_shown() -> None:
+    assert shown_pair([1, 0.6, 1], [1, 1, 0.8]) == (0, 0), "nothing nearer to +.07"
+    assert shown_pair([1, 0], [1, 1]) == (1, 0), "of equally near ones that which differs"
+    assert shown_pair([0.9, 0.1, 0.8], [0.6]) == (2, 0)
+    assert shown_pair([None, 0.4], [None, None]) == (1, 0)
+    assert shown_pair([None, 0.4, 0.4], [None, 0.4]) == (1, 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genevolve.bench.pictures import Picture, inline, line_chart
-from genevolve.bench.score import DIMENSIONS, BenchRow, overall_values, shown_pairs
+from genevolve.bench.score import DIMENSIONS, BenchRow, overall_values, shown_pair
 from genevolve.records import Message
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def render_page(report: BenchReport) -> str:
     gains = [key for key, diff in changes if diff > 0][: report.cases]
     losses = [key for key, diff in reversed(changes) if diff < 0][: report.cases]
     diffs = dict(changes)
-    shown = shown_pairs(report.before.rows, report.after.rows)
     draws = max(Counter(r.request.id for r in report.after.rows).values(), default=0)
     means = [overall_values(side.rows) if draws > 1 else {} for side in (report.before, report.after)]
     # line_chart escapes its one text itself; nothing else goes into the page as markup.
@@ -72,8 +71,8 @@ def render_page(report: BenchReport) -> str:
         splits=_splits(report.summaries),
         charts=[{"title": name, "svg": Markup(svg)} for name, svg in drawn if svg],
         yields=report.yields,
-        gains=[_case(report, *shown[key], diffs[key], [m[key] for m in means if key in m]) for key in gains],
-        losses=[_case(report, *shown[key], diffs[key], [m[key] for m in means if key in m]) for key in losses],
+        gains=[_case(report, *_rows(report, key), diffs[key], [m[key] for m in means if key in m]) for key in gains],
+        losses=[_case(report, *_rows(report, key), diffs[key], [m[key] for m in means if key in m]) for key in losses],
     )
 
 
@@ -105,6 +104,12 @@ def _splits(summaries: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]
 def _label(name: str) -> str:
     text = name.replace("_", " ")
     return text[:1].upper() + text[1:]
+
+
+def _rows(report: BenchReport, key: str) -> tuple[BenchRow, BenchRow]:
+    before, after = ([r for r in side.rows if r.request.id == key] for side in (report.before, report.after))
+    i, j = shown_pair([r.value for r in before], [r.value for r in after])
+    return before[i], after[j]
 
 
 def _case(report: BenchReport, before: BenchRow, after: BenchRow, diff: float, means: Sequence[Any]) -> dict[str, Any]:

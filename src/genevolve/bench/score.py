@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, get_args
 
 from genevolve.errors import GenEvolveError
@@ -28,6 +29,11 @@ class BenchRow:
     valid: bool = True
     """False: the policy made no valid program, so there was nothing to draw"""
     trajectory: Trajectory | None = None
+
+    @property
+    def value(self) -> float | None:
+        """What the rollout adds to its request's mean: 0 without a program, None if missing."""
+        return self.score.overall if self.score is not None else None if self.valid else 0.0
 
 
 def bench_rows(requests: Sequence[Request], trajectories: Iterable[Trajectory]) -> list[BenchRow]:
@@ -97,45 +103,29 @@ def overall_values(rows: Sequence[BenchRow]) -> dict[str, float | None]:
     values: dict[str, list[float]] = {}
     for r in rows:
         known = values.setdefault(r.request.id, [])
-        if r.score is not None:
-            known.append(r.score.overall)
-        elif not r.valid:
-            known.append(0.0)
+        if (value := r.value) is not None:
+            known.append(value)
     return {key: sum(v) / len(v) if v else None for key, v in values.items()}
 
 
-def shown_pairs(before: Sequence[BenchRow], after: Sequence[BenchRow]) -> dict[str, tuple[BenchRow, BenchRow]]:
-    """Return request id -> the rollout of either policy to show for it: those that differ most nearly as their means do.
+def shown_pair(before: Sequence[float | None], after: Sequence[float | None]) -> tuple[int, int]:
+    """Return which rollout of either policy to show for a request, by their scores (None: missing): the two that differ most
+    nearly as the means do.
 
-    Of equally near pairs the one that differs most, then the first; where a mean is missing, the first rollouts.
+    Of equally near pairs the one that differs most, then the first; the first rollouts where no mean is known.
     """
-    means = overall_values(before), overall_values(after)
-    old, new = _by_request(before), _by_request(after)
-    pairs = {}
-    for key in old.keys() & new.keys():
-        wanted = _minus(means[1][key], means[0][key])
+    known = [[(i, v) for i, v in enumerate(side) if v is not None] for side in (before, after)]
+    if not all(known):
+        return known[0][0][0] if known[0] else 0, known[1][0][0] if known[1] else 0
+    old, new = known
+    wanted = sum(v for _, v in new) / len(new) - sum(v for _, v in old) / len(old)
 
-        def order(
-            pair: tuple[BenchRow, BenchRow], key: str = key, wanted: float | None = wanted
-        ) -> tuple[float, float]:
-            found = _minus(*(overall_values([row])[key] for row in reversed(pair)))
-            if wanted is None or found is None:
-                return (0.0, 0.0) if wanted is None else (float("inf"), 0.0)
-            return round(abs(found - wanted), 9), -abs(found)
+    def order(pair: tuple[tuple[int, float], tuple[int, float]]) -> tuple[float, float]:
+        found = pair[1][1] - pair[0][1]
+        return round(abs(found - wanted), 9), -abs(found)
 
-        pairs[key] = min(((b, a) for b in old[key] for a in new[key]), key=order)
-    return pairs
-
-
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
-
-
-def _by_request(rows: Sequence[BenchRow]) -> dict[str, list[BenchRow]]:
-    groups: dict[str, list[BenchRow]] = {}
-    for row in rows:
-        groups.setdefault(row.request.id, []).append(row)
-    return groups
+    (i, _), (j, _) = min(product(old, new), key=order)
+    return i, j
 
 
 def _by(rows: Sequence[BenchRow], name: str) -> dict[str, list[BenchRow]]:
