@@ -378,7 +378,7 @@ def _disks(settings: Settings, weights: float) -> Iterator[Finding]:
     added up."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from genevolve.stages.backends import store
+    from genevolve.services.cache import store
     from genevolve.training.needs import disk_gb
 
     lora = bool(settings.distill.lora_rank and settings.cold_start.lora_rank)

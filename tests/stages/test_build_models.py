@@ -27,7 +27,7 @@ from genevolve.dataset.release.exporting import export_dataset
 from genevolve.errors import SettingsError, TryLaterError
 from genevolve.profiles import load
 from genevolve.records import read_jsonl
-from genevolve.services.cache import BudgetError
+from genevolve.services.cache import BudgetError, store
 from genevolve.services.patience import Patience
 from genevolve.settings import Settings
 from genevolve.stages import backends, build
@@ -85,7 +85,7 @@ def served(script: Script, dataset: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def patient() -> None:
     """Make the teacher's client try twice and wait for nothing."""
-    client = backends.client("teacher", 0.0, backends.store(), key="OPENAI_API_KEY")
+    client = backends.client("teacher", 0.0, store(), key="OPENAI_API_KEY")
     client.patience = Patience(attempts=2, first_wait=0.0)
 
 

@@ -13,6 +13,7 @@ from genevolve.dataset.public import load_requests
 from genevolve.errors import SettingsError
 from genevolve.experience.contrast import by_request, contrast
 from genevolve.records import Program, Reference, Request, Reward, ToolCall, Trajectory, dump, parse
+from genevolve.services.cache import store
 from genevolve.services.endpoint import ServiceError
 from genevolve.settings import Settings
 from genevolve.stages import backends, build, evolve
@@ -134,7 +135,7 @@ def patient() -> None:
     """Make the judge's client try twice and wait for nothing."""
     from genevolve.services.patience import Patience
 
-    client = backends.client("judge", 0.0, backends.store(), key="OPENAI_API_KEY")
+    client = backends.client("judge", 0.0, store(), key="OPENAI_API_KEY")
     client.patience = Patience(attempts=2, first_wait=0.0)
 
 

@@ -36,6 +36,8 @@ CREATE TABLE IF NOT EXISTS calls (
 CREATE TABLE IF NOT EXISTS accounts (account TEXT PRIMARY KEY, cost REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS turns (backend TEXT PRIMARY KEY, next REAL NOT NULL) WITHOUT ROWID;
 """
+STORE_VARIABLE, STORE = "GENEVOLVE_WEB", ".cache/web"
+"""Where paid answers (calls.sqlite) and pictures from the web (images/) lie: beside the stages, for all of them."""
 WAIT_SECONDS = 30.0
 LONGEST_TURN = 600.0
 """Seconds; a next turn further ahead than this was written by a clock that has been set back, and is not waited for."""
@@ -57,6 +59,11 @@ class Spent(Record):
     seconds: float
     tokens: int
     cost: float
+
+
+def store() -> Path:
+    """Return the folder of paid answers and downloaded pictures."""
+    return Path(os.environ.get(STORE_VARIABLE) or STORE)
 
 
 def call_key(family: str, backend: str, arguments: Mapping[str, Any]) -> str:

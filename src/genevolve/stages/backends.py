@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from genevolve.errors import SettingsError
 from genevolve.profiles import BUDGET_VARIABLE
 from genevolve.render.ready import check_renderer
+from genevolve.services.cache import store
 
 if TYPE_CHECKING:
     from genevolve.agent.session import Tools
@@ -42,8 +43,6 @@ PICTURE = 320
 """Pixels a side of an embedded drawing as a model with eyes is shown it."""
 JUDGES = ("pixels", "second", "vlm")
 """The judges of pictures that `genevolve bench --judge` knows."""
-STORE_VARIABLE, STORE = "GENEVOLVE_WEB", ".cache/web"
-"""Where paid answers (calls.sqlite) and pictures from the web (images/) lie: beside the stages, for all of them."""
 RENDERS = "renders"
 """Below the store: pictures of generators behind HTTP."""
 COMMAND_VARIABLE = "GENEVOLVE_COMMAND"
@@ -138,11 +137,6 @@ def pay_from(settings: Settings) -> None:
     """Let all that this process runs from now on, child processes too, spend `world.budget_usd` of these settings together."""
     command()
     os.environ[BUDGET_VARIABLE] = repr(settings.world.budget_usd)
-
-
-def store() -> Path:
-    """Return the folder of paid answers and downloaded pictures."""
-    return Path(os.environ.get(STORE_VARIABLE) or STORE)
 
 
 @cache

@@ -29,13 +29,13 @@ from genevolve.files import write_whole
 from genevolve.policy.base import Sampling
 from genevolve.records import Message, Request, Trajectory, write_jsonl
 from genevolve.render.base import RenderJob
+from genevolve.services.cache import store
 from genevolve.settings import Settings
 from genevolve.stages.backends import (
     WORLD,
     make_renderer,
     make_tools,
     reference_bytes,
-    store,
     system_text,
 )
 from genevolve.stages.build import JOURNAL

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genevolve.errors import SettingsError
-from genevolve.stages.backends import reference_bytes, store
+from genevolve.services.cache import store
+from genevolve.stages.backends import reference_bytes
 
 if TYPE_CHECKING:
     from genevolve.dataset.release.pictures import Picture
