@@ -242,7 +242,7 @@ def test_a_cycle_with_faults_at_every_server_ends_and_loses_no_record(
         paper = Project(tmp_path / "project", project, models, services)
         paper.import_data()
         paper.ok(paper.evolve(IMPORTED, "render.backend=service"))
-        met = {name: dict(faults.met) for name, faults in services.faults.items()}
+        met = {name: dict(services.faults[name].met) for name in every}
     assert all(len(met[n]) == len(services.faults[n].kinds) for n in ("policy", "search", "render", "judge")), met
     assert all(met.values()), met
     whole(paper)
