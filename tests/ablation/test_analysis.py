@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from genevolve.ablation.analysis import (
     table,
 )
 from genevolve.ablation.arms import load_table
+from genevolve.ablation.charts import interval_chart
 from genevolve.ablation.report import write_report
 from genevolve.ablation.results import Result, ResultError, read_results, write_requests
 
@@ -195,3 +197,16 @@ def test_a_broken_or_missing_result_is_one_sentence(in_project: Path, tmp_path: 
         read_results(tmp_path)
     with pytest.raises(ResultError, match="of another bench"):
         write_requests(tmp_path, {"other": {}})
+
+
+def test_an_arm_far_from_all_others_is_an_arrow_and_does_not_press_them_together() -> None:
+    rows = [(f"arm {i}", 0.85 + i / 100, 0.84 + i / 100, 0.86 + i / 100) for i in range(8)]
+    chart = interval_chart(rows, "near")
+    assert (chart.count("<circle"), chart.count("<polygon")) == (8, 0)
+    far = interval_chart([*rows, ("no tool", 0.1, 0.05, 0.15)], "far")
+    assert (far.count("<circle"), far.count("<polygon")) == (8, 1)
+    places = [re.findall(r'<circle cx="([0-9.]+)"', c) for c in (chart, far)]
+    assert places[0] == places[1]
+    assert "0.1000" in far
+    pair = interval_chart([rows[0], ("no tool", 0.1, 0.05, 0.15)], "two")
+    assert pair.count("<circle") == 2, "of two rows neither is the odd one"

@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from statistics import median, quantiles
 
 PALETTE = ("#2f5bd3", "#c4572b", "#1b8a5a", "#8b46b8", "#b08900", "#0f8ba0", "#b3392f", "#6b7280", "#d0679d", "#4d7c0f")
 """Told apart on white and on black; an arm keeps its colour in all charts of a page."""
+FAR = 3.0
+"""So many widths of the middle half, or of an interval, from the others is far."""
 
 
 def interval_chart(rows: Sequence[tuple[str, float, float, float]], label: str, zero: bool = False) -> str:
-    """Return (name, mean, low, high) rows as points with bars; `zero` draws the line of no difference. Empty: no rows."""
+    """Return (name, mean, low, high) rows as points with bars; `zero` draws the line of no difference. Empty: no rows.
+
+    A row far from all others, as that of an arm without a tool, would press the rest into a line: it is an arrow at the edge.
+    """
     if not rows:
         return ""
     width, left, right, step, top = 680.0, 270.0, 70.0, 24.0, 10.0
     height = top + step * len(rows) + 26
-    low, high = min(r[2] for r in rows), max(r[3] for r in rows)
+    near = _near(rows)
+    low, high = min(r[2] for r in near), max(r[3] for r in near)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     pad = (high - low) * 0.06 or 0.01
@@ -32,12 +39,25 @@ def interval_chart(rows: Sequence[tuple[str, float, float, float]], label: str, 
         y = top + step * (i + 0.5)
         sign = "+" if zero and mean >= 0 else ""
         parts.append(f'<text x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(name)}</text>')
-        parts.append(_line(x(a), y, x(b), y, "var(--accent)", "stroke-width:2"))
-        parts.append(f'<circle cx="{x(mean):.1f}" cy="{y:.1f}" r="4" style="fill:var(--accent)"/>')
+        if low <= mean <= high:
+            parts.append(_line(x(max(a, low)), y, x(min(b, high)), y, "var(--accent)", "stroke-width:2"))
+            parts.append(f'<circle cx="{x(mean):.1f}" cy="{y:.1f}" r="4" style="fill:var(--accent)"/>')
+        else:
+            tip, back = (x(low), 9) if mean < low else (x(high), -9)
+            corners = f"{tip:.1f},{y:.1f} {tip + back:.1f},{y - 5:.1f} {tip + back:.1f},{y + 5:.1f}"
+            parts.append(f'<polygon points="{corners}" style="fill:var(--accent)"/>')
         parts.append(f'<text x="{width - right + 8}" y="{y + 4:.1f}">{sign}{mean:.4f}</text>')
     for value, anchor in ((low + pad, "start"), (high - pad, "end")):
         parts.append(f'<text x="{x(value):.1f}" y="{height - 6}" text-anchor="{anchor}">{value:.3f}</text>')
     return _svg(width, height, label, parts)
+
+
+def _near(rows: Sequence[tuple[str, float, float, float]]) -> Sequence[tuple[str, float, float, float]]:
+    if len(rows) < 4:
+        return rows
+    first, _, third = quantiles([r[1] for r in rows], n=4)
+    width = FAR * max(third - first, median(r[3] - r[2] for r in rows))
+    return [r for r in rows if first - width <= r[1] <= third + width] or rows
 
 
 def curves_chart(series: Mapping[str, Sequence[tuple[float, float]]], colours: Mapping[str, str], label: str) -> str:
