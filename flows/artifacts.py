@@ -25,7 +25,7 @@ from prefect.artifacts import (
 )
 from prefect.context import FlowRunContext
 
-from genevolve.bench.score import shown_pair
+from genevolve.bench.score import rollout_value, shown_pair
 from genevolve.records import Trajectory, read_jsonl
 from genevolve.workspace import Workspace
 
@@ -217,15 +217,8 @@ def _played(folder: Path, wanted: set[str]) -> dict[str, list[Trajectory]]:
 
 
 def _shown(before: list[Trajectory], after: list[Trajectory]) -> tuple[Trajectory | None, Trajectory | None]:
-    i, j = shown_pair([_score(t) for t in before], [_score(t) for t in after])
+    i, j = shown_pair([rollout_value(t) for t in before], [rollout_value(t) for t in after])
     return before[i] if before else None, after[j] if after else None
-
-
-def _score(trajectory: Trajectory) -> float | None:
-    """Return what a rollout adds to its request's mean (`bench.score.overall_values`): 0 without a program, None if missing."""
-    if trajectory.reward is not None and trajectory.reward.image is not None:
-        return trajectory.reward.image.overall
-    return 0.0 if trajectory.program is None and trajectory.termination != "error" else None
 
 
 def _picture(folder: Path, trajectory: Trajectory | None) -> bytes | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flows.evaluate_policy import evaluate_policy
 from flows.plain import task
@@ -19,14 +18,8 @@ from genevolve.stages.runner import Job, run_job
 from genevolve.tracking import CHAMPION, Tracker
 from genevolve.workspace import Workspace, folder_digest
 
-if TYPE_CHECKING:
-    from genevolve.bench.gate import Decision
-    from genevolve.records import Request
-
 BY = "gate"
 """Who moves the champion here, in the registry's log."""
-OTHERS = "others"
-"""What all categories that are too small to be looked at are called together."""
 
 
 def books_may_come_back(task: Any, run: Any, state: Any) -> bool:
@@ -102,30 +95,14 @@ def _decide(cycle: str, workspace: Workspace, settings: Settings, track: Tracker
     decision = decide(
         before,
         after,
-        pooled(load_requests(workspace.dataset, "bench"), before, after, b.split_rows),
+        load_requests(workspace.dataset, "bench"),
         margin=b.gate_margin,
         split_margin=b.split_margin,
         split_rows=b.split_rows,
         resamples=b.resamples,
         seed=settings.seeds.run_seed,
     )
-    return {**decision.to_dict(), "rival": rival, "words": decision.words(cycle, rival) + unsure_falls(decision)}
-
-
-def pooled(
-    requests: Sequence[Request], before: Mapping[str, float | None], after: Mapping[str, float | None], rows: int
-) -> list[Request]:
-    """Return the requests with every category of fewer than `rows` pairs called `others`: together they can be looked at."""
-    pairs = Counter(r.category for r in requests if before.get(r.id) is not None and after.get(r.id) is not None)
-    return [r if pairs[r.category] >= rows else r.model_copy(update={"category": OTHERS}) for r in requests]
-
-
-def unsure_falls(decision: Decision) -> str:
-    """Return a sentence, behind the decision's own, that names the splits whose fall may be luck; "" without any."""
-    unsure = [s.sentence() for s in decision.splits if s.paired.diff < -decision.split_margin and not s.fell]
-    if not unsure:
-        return ""
-    return f" Fell by more than {decision.split_margin:g}, but not for sure, and so no reason: {'; '.join(unsure)}."
+    return {**decision.to_dict(), "rival": rival, "words": decision.words(cycle, rival)}
 
 
 def _rival_scores(

@@ -67,7 +67,7 @@ def serve(folder: Path, tmp_path: Path) -> Iterator[Callable[..., tuple[ServedPo
             cache = CallCache(tmp_path / "calls.sqlite")
             quick = patience or Patience(attempts=3, attempt=60.0, total=200.0, first_wait=0.01)
             client = Client(endpoint, cache, budget=1.0, account="t", patience=quick, draw=lambda: 1.0)
-            stack.callback(client.close)
+            stack.callback(client.write_free)
             return ServedPolicy.connect(client, str(folder) if base is None else base, eyes=eyes), server
 
         yield start

@@ -60,7 +60,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             endpoint = Endpoint("policy", server.url, concurrency=4, rate=0)
             patience = Patience(attempts=2, attempt=60, total=100, first_wait=0.01)
             client = Client(endpoint, CallCache(tmp_path / "c"), budget=0, account="", patience=patience)
-            stack.callback(client.close)
+            stack.callback(client.write_free)
             return client, server
 
         yield begin

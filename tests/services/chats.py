@@ -60,4 +60,4 @@ def chat_model(folder: Path, *replies: Reply, attempts: int = 2, **fields: Any) 
         cache = CallCache(folder / "calls.sqlite")
         client = Client(endpoint, cache, budget=100.0, account="t", patience=patience, sleep=at_once)
         yield Chat(client, "some-model"), server
-        client.close()
+        client.write_free()

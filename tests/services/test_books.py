@@ -81,7 +81,7 @@ def test_each_call_stands_in_the_ledger_before_the_service_hears_of_it(cache: Ca
         client = Client(endpoint, cache, budget=100, account="t")
         works = (client.ask("/do", {"a": i % 40}, read, family="judge") for i in range(60))
         assert loop.spread(works, 16) == [3] * 60
-        client.close()
+        client.write_free()
     assert len(heard) == 40, "each question once"
     assert all(charged >= asked for asked, charged in heard)
     assert cache.spent("judge").cost == pytest.approx(40 * 0.25)
@@ -104,5 +104,5 @@ def test_an_answer_that_came_from_elsewhere_while_we_waited_is_taken(cache: Call
         client = Client(endpoint, cache, budget=100, account="t", sleep=waits)
         arguments |= {"url": endpoint.url, "path": "/do", "body": {"a": 1}}
         assert client.post("/do", {"a": 1}, lambda v: Paid(v["n"]), family="judge") == 9
-        client.close()
+        client.write_free()
     assert len(server.requests) == 1

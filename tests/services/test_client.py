@@ -435,7 +435,7 @@ def test_free_calls_reach_the_ledger_together_and_at_the_latest_when_the_client_
     for _ in range(3):
         assert client.post("/do", {}, read, free=True) == 3
     assert len(server.requests) == 4
-    client.close()
+    client.write_free()
     spent = client.cache.spent("judge")
     assert (spent.calls, spent.tokens, spent.cost) == (4, 21, 0), "a row an attempt"
     client.post("/do", {}, read, free=True)

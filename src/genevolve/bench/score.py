@@ -32,8 +32,8 @@ class BenchRow:
 
     @property
     def value(self) -> float | None:
-        """What the rollout adds to its request's mean: 0 without a program, None if missing."""
-        return self.score.overall if self.score is not None else None if self.valid else 0.0
+        """As `rollout_value`."""
+        return _value(self.score, self.valid)
 
 
 def bench_rows(requests: Sequence[Request], trajectories: Iterable[Trajectory]) -> list[BenchRow]:
@@ -58,9 +58,21 @@ def bench_rows(requests: Sequence[Request], trajectories: Iterable[Trajectory]) 
         if not group:
             rows.append(BenchRow(request, None, valid=False))
         for _, t in sorted(group.items()):
-            score = t.reward.image if t.reward else None
-            rows.append(BenchRow(request, score, t.program is not None or t.termination == "error", t))
+            rows.append(BenchRow(request, *_outcome(t), t))
     return rows
+
+
+def rollout_value(trajectory: Trajectory) -> float | None:
+    """Return what a rollout adds to its request's mean: 0 without a program, None if missing."""
+    return _value(*_outcome(trajectory))
+
+
+def _outcome(t: Trajectory) -> tuple[Score | None, bool]:
+    return t.reward.image if t.reward else None, t.program is not None or t.termination == "error"
+
+
+def _value(score: Score | None, valid: bool) -> float | None:
+    return score.overall if score is not None else None if valid else 0.0
 
 
 def summarise_scores(rows: Sequence[BenchRow]) -> dict[str, Any]:

@@ -136,8 +136,7 @@ def _scheduled(report: Report, api: str) -> str:
         report.todo.append("`make deploy`, or no night will run")
         return f"none: {NIGHTLY} is not deployed"
     pool = str(deployment.get("work_pool_name"))
-    online = call(f"{api}/work_pools/{pool}/workers/filter", {"workers": {"status": {"any_": ["ONLINE"]}}})
-    if not online:
+    if not _served(api, pool):
         report.todo.append(f"no worker serves the pool {pool}: `make serve`")
     if deployment.get("parameters", {}).get("gpu"):
         _gpu_worker(report, api)
@@ -156,11 +155,16 @@ def _scheduled(report: Report, api: str) -> str:
     return f"{_day(datetime.fromisoformat(runs[0]['expected_start_time']))} ({NIGHTLY})"
 
 
+def _served(api: str, pool: str) -> bool:
+    """Say whether a worker of a pool is online."""
+    return bool(call(f"{api}/work_pools/{pool}/workers/filter", {"workers": {"status": {"any_": ["ONLINE"]}}}))
+
+
 def _gpu_worker(report: Report, api: str) -> None:
     """See that somebody takes the stage that the nights hand over."""
     handed = call(f"{api}/deployments/name/{GPU_STAGE}")
     pool = str(handed.get("work_pool_name")) if isinstance(handed, dict) else "gpu-process-pool"
-    if not call(f"{api}/work_pools/{pool}/workers/filter", {"workers": {"status": {"any_": ["ONLINE"]}}}):
+    if not _served(api, pool):
         report.todo.append(
             f"the nights hand their training to the pool {pool}, which no worker serves: "
             f"`make serve POOL={pool}` on the GPU machine"

@@ -108,7 +108,7 @@ def look_once(endpoint: Endpoint) -> list[str]:
         except CallError as e:
             raise unanswered(client, e) from None
         finally:
-            client.close()
+            client.write_free()
             cache.close()
 
 

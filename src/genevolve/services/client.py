@@ -386,10 +386,6 @@ class Client:
         except wire.Broken:
             raise _Lost("connection") from None
 
-    def close(self) -> None:
-        """Write what the ledger does not know yet; the client can be used again."""
-        self.write_free()
-
 
 @dataclass(frozen=True)
 class _Ask:

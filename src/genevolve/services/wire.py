@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import ssl
 from contextlib import suppress
 from urllib.request import getproxies, proxy_bypass
 
@@ -20,7 +19,7 @@ from genevolve.errors import SettingsError
 
 IDLE = 30.0
 """Seconds a connection is kept that nobody uses."""
-NoConnection = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+NoConnection = aiohttp.ClientConnectorError
 """Nothing was sent: the service cannot have counted the call."""
 Broken = (aiohttp.ClientError, OSError)
 _sessions: dict[int, tuple[asyncio.AbstractEventLoop, aiohttp.ClientSession]] = {}
@@ -34,7 +33,8 @@ def session() -> aiohttp.ClientSession:
     if known is None:
         atexit.register(_close)
     if known is None or known[0] is not running or known[1].closed:
-        wires = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE, ssl=_tls())  # how many at once: each client's own
+        tls = httpx.create_ssl_context()  # with httpx's certificates: every part of a command trusts the same
+        wires = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE, ssl=tls)  # how many at once: each client's own
         none = aiohttp.ClientTimeout(total=None)  # each call has its own
         opened = aiohttp.ClientSession(connector=wires, timeout=none, cookie_jar=aiohttp.DummyCookieJar())
         known = _sessions[os.getpid()] = (running, opened)
@@ -54,11 +54,6 @@ def proxy_of(url: str) -> str | None:
     if proxy and not proxy.lower().startswith(("http://", "https://")):
         raise SettingsError(f"The proxy for {at.host} in the environment is none that http:// or https:// leads to.")
     return proxy or None
-
-
-def _tls() -> ssl.SSLContext:
-    """Return a verifying context with httpx's certificates, so that every part of a command trusts the same."""
-    return httpx.create_ssl_context()
 
 
 def _close() -> None:

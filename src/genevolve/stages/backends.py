@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from genevolve.errors import SettingsError
 from genevolve.profiles import BUDGET_VARIABLE
 from genevolve.render.ready import check_renderer
-from genevolve.services.cache import store
+from genevolve.services.cache import CallCache, store
 
 if TYPE_CHECKING:
     from genevolve.agent.session import Tools
@@ -142,7 +142,6 @@ def pay_from(settings: Settings) -> None:
 @cache
 def serper(budget: float, folder: Path) -> Serper:
     """Return the search service of the environment, one for all threads of a process."""
-    from genevolve.services.cache import CallCache
     from genevolve.tools.serper import Serper, Service
 
     return Serper(Service.from_environment(), CallCache(folder / "calls.sqlite"), budget=budget, account=command())
@@ -153,7 +152,6 @@ def client(
     name: str, budget: float, folder: Path, url: str = "", key: str = "", header: str = "authorization"
 ) -> Client:
     """Return the service that GENEVOLVE_{NAME}_URL and its fellows say (`url`, `key`: see Endpoint), one for a process."""
-    from genevolve.services.cache import CallCache
     from genevolve.services.client import Client
     from genevolve.services.endpoint import Endpoint
 
@@ -165,7 +163,6 @@ def client(
 def policy_client(budget: float, folder: Path) -> Client:
     """Return the policy's server (GENEVOLVE_POLICY_URL), one for a process: asked as much at a time as such servers batch,
     at any rate, and with patience for a long turn among many."""
-    from genevolve.services.cache import CallCache
     from genevolve.services.client import Client
     from genevolve.services.endpoint import OPENAI_KEY, Endpoint
     from genevolve.services.patience import Patience
@@ -248,7 +245,6 @@ def make_renderer(settings: Settings, device: str = "auto") -> Renderer:
     r = settings.render
     if r.backend == "diffusers":
         from genevolve.render.diffusers import Diffusers
-        from genevolve.services.cache import CallCache
 
         return Diffusers(
             r.model, r.text_model, r.size, r.steps, r.true_cfg, device, CallCache(store() / "calls.sqlite")
@@ -271,7 +267,6 @@ def make_renderer(settings: Settings, device: str = "auto") -> Renderer:
 
 
 def _paid_client(endpoint: Endpoint, settings: Settings, patience: Patience) -> Client:
-    from genevolve.services.cache import CallCache
     from genevolve.services.client import Client
 
     budget = settings.world.budget_usd
