@@ -34,16 +34,18 @@ def gate(
     """Register the policy and decide, once, whether it takes the champion's place; return and write reports/cNNN/gate.json.
 
     The rival is the current champion, whoever the parent was; the parent where nobody is champion. What was decided for
-    these weights stays decided: a cycle that is looked at again promotes nothing over a rollback made meanwhile.
+    these weights stays decided: a cycle that is looked at again promotes nothing over a rollback made meanwhile. A note that
+    came with git, of a policy that this registry does not know, decides nothing here.
     """
     title, path = workspace.title(cycle), workspace.report(cycle, "gate")
     digest = folder_digest(workspace.policy(cycle))
-    version = track.register_policy(workspace.policy(cycle), metrics.get("report", {}), title)
+    known = any(registered == title for _, registered, _ in track.policies())
     noted = _read(path)
-    if noted.get("policy") != digest:
+    if noted.get("policy") != digest or not known:
         noted = _decide(cycle, workspace, settings, track, use_dvc)
         noted |= {"policy": digest, "done": False, "published": False}
         _write(path, noted)
+    version = track.register_policy(workspace.policy(cycle), metrics.get("report", {}), title)
     if not noted["done"]:  # or a run was killed between note and move
         if noted["promoted"] and not any(move["version"] == version for move in track.moves(workspace.line)):
             track.promote(version, workspace.line, noted["words"], BY)

@@ -59,8 +59,8 @@ def _open_night(
         if promoted and not isinstance(track, NullTracker):
             lost = promoted[-1]
             raise SettingsError(
-                f"the registry names no champion, though the gate made {lost} one: bring mlruns/mlflow.db back, or say which "
-                f"cycle to go on from (--parent {lost})"
+                f"the registry names no champion, though the gate made {lost} one: bring mlruns/mlflow.db back, run "
+                f"the cycle here (`make evolve` in a fresh clone), or say which cycle to go on from (--parent {lost})"
             )
         ledger, first = ledger.open_cycle(settings)
         if not published(workspace, first):

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from flows.evolution_cycle import evolution_cycle
-from flows.gate import decided, published
+from flows.gate import decided, gate, published
 from genevolve.errors import SettingsError, StageError
 from genevolve.ledger import Ledger
-from genevolve.tracking import MlflowTracker, TrackingError
+from genevolve.profiles import load
+from genevolve.tracking import MlflowTracker, NullTracker, TrackingError
 from genevolve.workspace import Workspace
 from tests.flows import toys
 
@@ -208,15 +209,30 @@ def test_a_rollback_is_logged_and_holds_when_the_cycle_is_looked_at_again(use: C
     assert (last["from"], last["to"], last["reason"]) == ("tiny/c002", "tiny/c001", "worse on posters")
     assert "@" in last["who"]
     assert last["time"].startswith("20")
-    from flows.gate import gate
-    from genevolve.profiles import load
-
     again = gate("c002", PLACE, load("tiny", seed=7), {}, track, False)
     assert again["promoted"]  # so it was decided then
     assert track.champion("tiny") == "tiny/c001"  # and a person decided after that
     done = night()
     assert (done["cycle"], done["parent"]) == ("c003", "c001")
     assert memory("c003") == ["night 0", "night 2", "night 3"]
+
+
+def test_a_decision_that_came_with_git_is_made_anew_in_a_registry_that_knows_nothing_of_it(
+    use: Callable[..., None],
+) -> None:
+    class Fresh(NullTracker):
+        def __init__(self) -> None:
+            self.promoted: list[str] = []
+
+        def promote(self, version: str, line: str = "", reason: str = "", who: str = "") -> None:
+            self.promoted.append(line)
+
+    use(evolve=gaining(0.1), bench=bench)
+    night()
+    assert decided(PLACE, "c001")
+    there = Fresh()
+    assert gate("c001", PLACE, load("tiny", seed=7), {}, there, False)["promoted"]
+    assert there.promoted == ["tiny"]
 
 
 def test_a_killed_night_is_gone_on_with_wherever_it_was_cut(
