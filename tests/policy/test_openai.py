@@ -390,3 +390,18 @@ def test_free_calls_are_counted_and_paid_ones_stop_at_the_budget(serve: Any) -> 
     with pytest.raises(BudgetError):
         policy.sample(jobs(4), SAMPLING, 1)
     assert policy.client.cache.spent("policy").cost <= 1.0
+
+
+@pytest.mark.parametrize(("question", "sent"), [("ab" * 300, True), ("画" * 600, False)])
+def test_at_message_level_a_question_in_chinese_reserves_a_token_for_each_character(
+    serve: Any, question: str, sent: bool
+) -> None:
+    policy, server = serve("chat", usd_in=2000.0)  # a dollar is 500 tokens in
+    before = server.count("/v1/chat/completions")
+    job = Job("r0/0", "Draw.", question, answering(1))
+    if sent:
+        policy.sample([job], SAMPLING, 1)
+    else:
+        with pytest.raises(BudgetError):
+            policy.sample([job], SAMPLING, 1)
+    assert (server.count("/v1/chat/completions") > before) == sent

@@ -25,6 +25,7 @@ from genevolve.policy.pictures import Eyes, jpeg
 from genevolve.policy.probe import Ability, probe
 from genevolve.policy.server import identity_hash, load, read_card, served_name, serving, unanswered
 from genevolve.services import loop
+from genevolve.services.chat import message_size
 from genevolve.services.client import CallError, Client, DataUrl, Paid
 from genevolve.tools.base import ToolError
 from genevolve.training import checkpoint
@@ -34,8 +35,6 @@ FAILURES = 32
 """Conversations in a row that the server fails before the command ends: it is down, and waiting longer helps nobody."""
 TOO_LONG = re.compile(r"context length|maximum context|max_model_len|too many tokens|longer than", re.IGNORECASE)
 """In the error text of a server whose limit a conversation has reached."""
-PICTURE_TOKENS = 1500
-"""What a shown picture is taken for in budgets and rates, until the server says what it counted (an estimate)."""
 
 
 class ServedPolicy:
@@ -157,7 +156,7 @@ class ServedPolicy:
         return turn
 
     async def message_turn(self, messages: list[dict[str, Any]], most: int, sampling: Sampling, seed: int) -> Turn:
-        size = sum(_size(m["content"]) for m in messages)
+        size = sum(message_size(m["content"]) for m in messages)
 
         def read(value: Any) -> Paid:
             turn = self._messages.read(value)
@@ -309,13 +308,6 @@ def _observe(eyes: Eyes | None, job: Job, said: str) -> str | list[dict[str, Any
             continue
         parts += [{"type": "text", "text": f"{img_id}:"}, {"type": "image_url", "image_url": {"url": url}}]
     return parts if len(parts) > 1 else message
-
-
-def _size(content: str | list[dict[str, Any]]) -> int:
-    """Return about how many tokens a message has."""
-    if isinstance(content, str):
-        return len(content) // 3 + 8
-    return sum(len(p["text"]) // 3 if p["type"] == "text" else PICTURE_TOKENS for p in content) + 8
 
 
 class _Row:

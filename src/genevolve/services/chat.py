@@ -72,7 +72,7 @@ class Chat:
         body = {"model": self.model, "messages": list(ask.messages), "temperature": ask.temperature}
         body |= {"max_tokens": ask.max_tokens, **ask.extra}
         body = {k: v for k, v in body.items() if v is not None}
-        size = sum(_size(m) for m in ask.messages)
+        size = sum(message_size(m["content"]) for m in ask.messages)
 
         def read(value: Any) -> Paid:
             tokens_in, tokens_out = _usage(value, size, ask.max_tokens)
@@ -205,9 +205,8 @@ def _usage(value: Any, size: int, most: int) -> tuple[int, int]:
     return size if first is None else first, most if second is None else second
 
 
-def _size(message: dict[str, Any]) -> int:
+def message_size(content: str | list[dict[str, Any]]) -> int:
     """Return a high guess of a message's tokens, which is reserved in budget and token rate."""
-    content = message["content"]
     if isinstance(content, str):
         return _text_size(content) + 8
     parts = (_text_size(p["text"]) if p["type"] == "text" else _image_size(p["image_url"]["url"].data) for p in content)
