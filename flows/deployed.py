@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,20 +14,27 @@ from flows.evaluate_policy import evaluate_policy
 from flows.parameters import Entry, Overrides, Profile
 from flows.plain import flow
 from genevolve.errors import SettingsError
-from genevolve.profiles import load
+from genevolve.profiles import BUDGET_VARIABLE, load
 from genevolve.tracking import tracker
 from genevolve.workspace import Workspace
 
+Budget = Annotated[float, Field(ge=0)] | None
+
 
 @flow(name="evaluate-policy")
-def bench_only(cycle: Entry = "champion", profile: Profile = None, use_dvc: bool | None = None) -> dict[str, Any]:
+def bench_only(
+    cycle: Entry = "champion", profile: Profile = None, use_dvc: bool | None = None, budget: Budget = None
+) -> dict[str, Any]:
     """Bring the bench of one policy up to date: scores by split, and the paired difference to its parent.
 
     Args:
         cycle: A ledger entry (cNNN, a cold start or a cycle), or the champion.
         profile: Whose line of cycles; empty: $GENEVOLVE_PROFILE, then embedded.
         use_dvc: Let DVC decide what is up to date. Empty: for the profile embedded.
+        budget: Dollars that paid calls may come to, all processes together; empty: what the profile says.
     """
+    if budget is not None:  # this process serves this one run
+        os.environ[BUDGET_VARIABLE] = repr(budget)
     workspace = _workspace(profile, use_dvc)
     if cycle == "champion":
         champion = tracker().champion(workspace.line)
@@ -37,20 +45,25 @@ def bench_only(cycle: Entry = "champion", profile: Profile = None, use_dvc: bool
 
 
 @flow(name="build-dataset")
-def dataset(profile: Profile = None, overrides: Overrides = None, use_dvc: bool | None = None) -> dict[str, Any]:
+def dataset(
+    profile: Profile = None, overrides: Overrides = None, use_dvc: bool | None = None, budget: Budget = None
+) -> dict[str, Any]:
     """Build GenEvolve-Data unless it is up to date: recipes, teacher, audit, ground truth, filter, splits.
 
     Args:
         profile: A profile of params.yaml; empty: $GENEVOLVE_PROFILE, then embedded.
         overrides: Single values in place of the profile's, each written section.key=value. Without DVC only.
         use_dvc: Let DVC decide what is up to date. Empty: for the profile embedded.
+        budget: Dollars that paid calls may come to, all processes together; empty: what the profile says.
     """
     workspace = _workspace(profile, use_dvc)
     if overrides and not workspace.line:
         raise SettingsError(
             "overrides: the project's dataset is recorded by DVC; change params.yaml, or switch use_dvc off"
         )
-    return build_dataset.function(load(profile, overrides=overrides or ()), workspace, not workspace.line)
+    within = [] if budget is None else [f"world.budget_usd={budget!r}"]
+    settings = load(profile, overrides=[*(overrides or ()), *within])
+    return build_dataset.function(settings, workspace, not workspace.line)
 
 
 @flow(name="ablation")
@@ -61,7 +74,7 @@ def ablation(
     profile: Profile = None,
     jobs: Annotated[int, Field(ge=1, le=64)] = 2,
     size: Literal["whole", "quick"] = "whole",
-    budget: Annotated[float, Field(ge=0)] | None = None,
+    budget: Budget = None,
 ) -> str:
     """Measure what each part of the method adds; runs whose result is there are not done again.
 

@@ -95,3 +95,24 @@ def test_a_stage_is_tried_again_only_where_that_can_help(error: Exception, again
     of_stage = isinstance(error, TryLaterError)  # tried by its own task already
     assert books_may_come_back(None, None, Failed(data=error)) is (again and not of_stage)
     assert sum(RETRY_AFTER) > 3600  # a service that is down for an hour is waited for
+
+
+def test_a_budget_can_be_typed_in_for_a_bench_and_for_a_dataset(
+    in_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import deployed
+    from genevolve.profiles import BUDGET_VARIABLE, load
+
+    class Seen:
+        def function(self, *arguments: Any) -> dict[str, Any]:
+            first = arguments[0]
+            seen.append(first.world.budget_usd if hasattr(first, "world") else load("tiny", recipe={}).world.budget_usd)
+            return {}
+
+    seen: list[float] = []
+    monkeypatch.setenv(BUDGET_VARIABLE, "7.0")  # put back when the test ends
+    monkeypatch.setattr(deployed, "evaluate_policy", Seen())
+    monkeypatch.setattr(deployed, "build_dataset", Seen())
+    deployed.bench_only.function("c001", "tiny", False, 2.5)
+    deployed.dataset.function("tiny", None, False, 3.5)
+    assert seen == [2.5, 3.5]
