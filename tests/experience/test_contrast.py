@@ -35,6 +35,10 @@ def test_the_gap_of_twenty_hundredths_counts_in_spite_of_floats(low: float, kept
     assert found.counts == ({"kept": 1} if kept else {"kept": 0, "gap too small": 1})
 
 
+def test_a_trajectory_is_never_compared_with_itself() -> None:
+    assert contrast(groups(make(0, 0.5), make(1, 0.5)), min_gap=0).counts == {"kept": 0, "gap too small": 1}
+
+
 @pytest.mark.parametrize("termination", ["rounds", "length", "protocol"])
 def test_a_worst_that_broke_the_protocol_teaches_nothing(termination: str) -> None:
     failed = make(1, 0.0, prompt=None, termination=termination, failure="No valid answer.")

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from genevolve.agent.format import answer_turn, call_turn
 from genevolve.cli import app
 from genevolve.dataset.public import load_requests
 from genevolve.errors import SettingsError
-from genevolve.policy.base import PolicyError
+from genevolve.policy.base import Job, PolicyError, Sampled
 from genevolve.policy.huggingface import HubPolicy
 from genevolve.policy.local import LocalPolicy
 from genevolve.policy.pictures import decode
 from genevolve.profiles import load
+from genevolve.records import Trajectory, read_jsonl
 from genevolve.settings import Settings
+from genevolve.stages import bench, evolve
 from genevolve.stages.backends import make_policy, make_tools, picture_bytes, system_text, world
 from genevolve.stages.crew import Crew, Places, bench_sampling, places, training_sampling
+from genevolve.training.checkpoint import policy_hash
 from tests.policy.tiny import make_tokenizer, save, seeing_model
 
 LOW = ["sampling.max_turn_tokens=24", "sampling.max_context=260", "sampling.batch=4", "cycle.requests_per_step=2"]
@@ -141,3 +147,45 @@ def test_generate_and_bench_take_it(
 
 def test_bench_sampling_is_the_benchs(prompt: Path) -> None:
     assert bench_sampling(profile(prompt=prompt)).temperature == 0.6
+
+
+def test_pictures_are_shown_read_by_the_training_and_shown_again_in_the_bench(
+    seeing: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling, experience, distillation, bench. Random weights call no tool: the tokens are theirs, the turns' text is not."""
+    sample, start = HubPolicy.sample, policy_hash(seeing)
+    golds = {r.question: r.gold_program.gen_prompt for r in load_requests(dataset) if r.gold_program}
+    cited = [("IMG_001", "its shape")]
+
+    def speaks(job: Job, best: bool) -> Job:
+        weak = answer_turn("seen", "The thing of the first reference image.", cited)
+        turns = [call_turn("how does it look", "image_search", job.question), weak, weak, weak]
+        turns[1:1] = [answer_turn("seen", golds[job.question], cited)] if best else []  # refused where it names two
+        said = iter(turns)
+        return dataclasses.replace(job, step=lambda _: job.step(next(said)))
+
+    def plays(self: HubPolicy, jobs: list[Job], *how: Any, **more: Any) -> list[Sampled]:
+        trained = self.policy_hash != start  # so that the round's weights become the cycle's
+        return sample(self, [speaks(job, trained or job.key in bests) for job in jobs], *how, **more)
+
+    bests = {f"{r.id}/0" for r in load_requests(dataset, "evolve")}
+    monkeypatch.setattr(HubPolicy, "sample", plays)
+    settings = profile(
+        "policy.system=system_embedded", "sampling.show_images=1", "sampling.image_pixels=4096", "sampling.k=2",
+        "sampling.max_turn_tokens=400", "sampling.max_context=6000", "cycle.steps=1", "bench.requests=2",
+        "experience.gap=0.01", "cycle.patience=0", "sampling.bench_temperature=1",
+    )  # fmt: skip
+    trained, out = tmp_path / "trained", tmp_path / "bench"
+    trained.mkdir()
+    out.mkdir()
+    curve = evolve.run(settings, dataset=dataset, parent=seeing, out=trained)["curve"]
+    rollouts = list(read_jsonl(trained / "rounds/001/trajectories.jsonl", Trajectory))
+    assert [len(t.pictures) for t in rollouts] == [1] * 4
+    assert curve[0]["bundles"] == 2
+    assert curve[0]["sdl/hit_rate"] == 1
+    assert curve[0]["old_gap"] < 1e-4  # the training saw the pictures that the sampling did
+    assert curve[0]["grad_norm"] > 0
+    assert policy_hash(trained / "policy") != start
+    bench.run(settings, dataset=dataset, policy=trained / "policy", out=out)
+    (block,) = (out / "blocks").glob("*.jsonl")
+    assert [len(t.pictures) for t in read_jsonl(block, Trajectory)] == [1] * 2

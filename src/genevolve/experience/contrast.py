@@ -120,7 +120,7 @@ def _pair(request_id: str, group: Sequence[Trajectory]) -> Pair | None:
 
 
 def _reject(pair: Pair, min_gap: float) -> str:
-    if pair.gap < min_gap - _EPSILON:
+    if pair.gap < min_gap - _EPSILON or pair.best is pair.worst:
         return "gap too small"
     if pair.best.program is None:
         return "best has no program"
