@@ -21,6 +21,7 @@ from typing import Any
 from genevolve.ablation import results as files
 from genevolve.ablation.arms import Arm, Table, arm_settings, rollouts, start_settings
 from genevolve.errors import GenEvolveError, StageError
+from genevolve.processes import end_with_parent
 from genevolve.services.cache import BudgetError
 from genevolve.settings import Settings
 from genevolve.stages.runner import Job, run_job
@@ -190,6 +191,7 @@ def _sentence(future: Future[None]) -> str:
 def _quiet() -> None:
     """In a new process: its own bars would break the one above them. tqdm reads this when it is first imported."""
     os.environ["TQDM_DISABLE"] = "1"
+    end_with_parent()
 
 
 def _work(unit: Unit, place: Place, stamp: Stamp) -> None:

@@ -19,6 +19,7 @@ from genevolve.dataset.lessons import Lesson, give_lesson, program_fault, struct
 from genevolve.dataset.recipe_pool import Drawn, Recipe
 from genevolve.dataset.truth import Truth, make_truth
 from genevolve.judge.base import ImageJudge
+from genevolve.processes import end_with_parent
 from genevolve.records import Request, Trajectory
 from genevolve.render.base import Renderer
 from genevolve.tools.embedded import EmbeddedImageSearch, EmbeddedSearch, SkillTexts
@@ -114,6 +115,7 @@ _hand: Hand | None = None
 
 def _start(work: Work) -> None:
     global _hand
+    end_with_parent()
     _hand = Hand(work)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from genevolve.errors import StageError
 from genevolve.files import write_whole
 from genevolve.judge.base import ProgramJob
+from genevolve.processes import end_with_parent
 from genevolve.records import Request, Reward, Score, Trajectory
 from genevolve.stages.backends import check, check_dataset, embedded_engine, world
 
@@ -383,6 +384,7 @@ def _start(settings: Settings, dataset: Path, where: Places, turn: Any) -> None:
     import torch
 
     global _one
+    end_with_parent()
     torch.set_num_threads(where.threads)
     with turn.get_lock():
         mine = where.devices[turn.value % len(where.devices)]
