@@ -7,6 +7,9 @@ it, and its policy then plays fresh requests about entities of the validation sp
 can be more of them than the dataset has), once each, with the bench's sampling. Bench requests are never read. Finished
 runs are kept under build/tuning/ and not made again, whatever has changed: delete their folders to have them anew.
 
+`--parent POLICY --earlier FOLDER` tries out a later night in place of a first one: all arms and seeds go on from that policy,
+with the memory and the record of what was played in that cycle's `trained` folder; an arm says `cycle: {night: N}`.
+
 The last line is one JSON object: for each arm the mean reward, KScore of drawn pictures and validity, per-seed rewards, and
 the paired difference of rewards to the first arm with its standard error over requests; `start` is the cold start.
 """
@@ -63,9 +66,18 @@ def cold(args: argparse.Namespace, seed: int) -> None:
     ).exists():  # whatever changed in the code since: one start for all that is compared
         return
     settings = start_settings(load_table(args.arms_file), args.profile, seed)
-    inputs = {"dataset": args.data, "base": base_folder(settings.policy.base)}
-    run_job(Job("cold_start", f"cold-s{seed}", settings, inputs, out, out.with_name("cold_start.json")))
-    score(settings, args.data, out / "policy", args.requests, args.split, out.with_name(f"{args.split}.json"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if args.parent is None:
+        inputs = {"dataset": args.data, "base": base_folder(settings.policy.base)}
+        run_job(Job("cold_start", f"cold-s{seed}", settings, inputs, out, out.with_name("cold_start.json")))
+    score(
+        settings,
+        args.data,
+        args.parent or out / "policy",
+        args.requests,
+        args.split,
+        out.with_name(f"{args.split}.json"),
+    )
 
 
 def evolve(args: argparse.Namespace, name: str, seed: int) -> None:
@@ -78,7 +90,8 @@ def evolve(args: argparse.Namespace, name: str, seed: int) -> None:
     folder = WORK / f"{name}-s{seed}"
     if (folder / f"{args.split}.json").exists():
         return
-    inputs = {"dataset": args.data, "parent": WORK / f"cold-s{seed}" / "trained" / "policy"}
+    parent = args.parent or WORK / f"cold-s{seed}" / "trained" / "policy"
+    inputs = {"dataset": args.data, "parent": parent} | ({"earlier": args.earlier} if args.earlier else {})
     run_job(Job("evolve", folder.name, settings, inputs, folder / "trained", folder / "evolve.json"))
     policy = folder / "trained" / "policy"
     score(settings, args.data, policy, args.requests, args.split, folder / f"{args.split}.json")
@@ -108,6 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arms-file", type=Path, default=Path("ablation.yaml"))
     parser.add_argument("--arms", required=True)
+    parser.add_argument("--parent", type=Path, help="the policy all go on from, in place of each seed's cold start")
+    parser.add_argument("--earlier", type=Path, help="the `trained` folder whose memory and history all go on with")
     parser.add_argument("--profile", default="embedded")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--first-seed", type=int, default=101)
