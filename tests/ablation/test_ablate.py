@@ -1,8 +1,9 @@
-"""A whole ablation, as small as it can be, with the real stages: two arms, one seed, killed and gone on with."""
+"""A whole ablation, as small as it can be, with the real stages: two arms, killed and gone on with."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,31 @@ def same_again(result: Result) -> dict[str, Any]:
 
 
 def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
-    in_project: Path, dataset: Path, tmp_path: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch
+    in_project: Path,
+    dataset: Path,
+    tmp_path: Path,
+    arms_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("GENEVOLVE_TRACKING", "off")
     out, work = tmp_path / "results", tmp_path / "work"
 
-    def ablate(**given: Any) -> str:
+    def ablate(arms: str = "sft+grpo,full", **given: Any) -> str:
         where = {"out": out, "work": work, "dataset": dataset, "arms_file": arms_file}
-        return command.ablate(profile="tiny", seeds=1, arms="sft+grpo,full", jobs=1, **where, **given)
+        return command.ablate(profile="tiny", seeds=1, arms=arms, jobs=1, **where, **given)
 
+    ablate("sft+grpo")
+    assert "left" not in capsys.readouterr().err.partition("sft+grpo-s1")[0], "nothing is known about an evolution yet"
+    before = read_result(out / "sft+grpo-s1.json")
+    # The pace of an arm of the same work, as if it had been run before; the cold start that is there is no work.
+    before.model_copy(update={"arm": "full", "seed": 9}).write(out)
+    text = ablate()
+    bar = capsys.readouterr().err
+    assert "0/11 rollouts" in bar
+    assert "11/11 rollouts" in bar
+    assert re.search(r"0/11 rollouts \[00:00, about \d\d:\d\d left, cold-s1\]", bar)
+    (out / "full-s9.json").unlink()
     text = ablate()
     assert "full " in text
     assert (out / "report" / "ablation.html").exists()
@@ -71,7 +88,7 @@ def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
     assert found["full"].curve[1]["reward"] == found["sft+grpo"].curve[1]["reward"]  # the same first rollouts
 
     before = {arm: same_again(r) for arm, r in found.items()}
-    (out / "full-s1.json").unlink()  # killed before its last step: the stages are there, the result is not
+    (out / "full-s1.json").unlink()  # as if killed before its last step: the stages are there, the result is not
     assert ablate() == text
     assert {arm: same_again(read_result(out / f"{arm}-s1.json")) for arm in found} == before
     html = (out / "report" / "ablation.html").read_text()
@@ -126,9 +143,9 @@ def test_a_plan_has_core_first_one_cold_start_a_seed_and_nothing_that_is_done(in
 def test_the_bars_work_counts_rollouts_validation_and_bench(in_project: Path) -> None:
     table, sizes = load_table(), {"sft": 1000, "bench": 256, "validation": 48}
     full = arm_settings(table, table.arms["full"], "embedded", 1)
-    assert Unit(1, full, "full", table.arms["full"]).work(sizes) == 256 + 480 + 6 * 2 * 48
-    assert Unit(1, full, "sft", table.arms["sft"]).work(sizes) == 256
-    assert Unit(1, full).work(sizes) == 1000
+    assert Unit(1, full, "full", table.arms["full"]).work(sizes) == {"evolve": 480 + 6 * 2 * 48, "bench": 256}
+    assert Unit(1, full, "sft", table.arms["sft"]).work(sizes) == {"bench": 256}
+    assert Unit(1, full).work(sizes) == {"cold_start": 1000}
 
 
 def test_a_failed_cold_start_leaves_its_arms_out_and_the_command_says_so(

@@ -34,7 +34,7 @@ def ablate(
     arms: str | None = None,
     quick: bool = False,
     out: Path | None = None,
-    jobs: int = 2,
+    jobs: int | None = None,
     report_only: bool = False,
     publish: bool = False,
     dataset: Path | None = None,
@@ -44,15 +44,16 @@ def ablate(
 ) -> str:
     """Run the arms that have no result yet, write the report, and return a small table for the terminal.
 
-    Seeds are first_seed, first_seed + 1, ...: `seeds` of them, or as many as an arm's entry says. All runs pay from one
-    account, `budget` dollars or what the profile says. Raises BudgetError when it is used up and StageError when runs failed,
-    both after the report of those that are there.
+    Seeds are first_seed, first_seed + 1, ...: `seeds` of them, or as many as an arm's entry says. `jobs` runs go side by
+    side, by default one a core that this process may use. All runs pay from one account, `budget` dollars or what the
+    profile says. Raises BudgetError when it is used up and StageError when runs failed, both after the report of those
+    that are there.
     """
     table = load_table(arms_file)
     settings = load(profile, seed=first_seed, overrides=[] if budget is None else [f"world.budget_usd={budget!r}"])
     pay_from(settings)
     chosen = table.select(arms or (",".join(table.quick.arms) if quick else None))
-    if jobs < 1 or (seeds is not None and seeds < 1):
+    if any(n is not None and n < 1 for n in (jobs, seeds)):
         raise SettingsError("--jobs and --seeds are at least 1")
     name = f"{settings.profile}{'-quick' if quick else ''}"
     results, reports = _folders(name, out, work)
