@@ -61,17 +61,12 @@ def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
         return command.ablate(profile="tiny", seeds=1, arms=arms, jobs=1, **where, **given)
 
     ablate("sft+grpo")
-    assert "left" not in capsys.readouterr().err.partition("sft+grpo-s1")[0], "nothing is known about an evolution yet"
-    before = read_result(out / "sft+grpo-s1.json")
-    # The pace of an arm of the same work, as if it had been run before; the cold start that is there is no work.
-    before.model_copy(update={"arm": "full", "seed": 9}).write(out)
+    assert "about" not in capsys.readouterr().err, "nothing is known about an evolution yet"
     text = ablate()
     bar = capsys.readouterr().err
-    assert "0/11 rollouts" in bar
-    assert "11/11 rollouts" in bar
-    assert re.search(r"0/11 rollouts \[00:00, about \d\d:\d\d left, cold-s1\]", bar)
-    (out / "full-s9.json").unlink()
-    text = ablate()
+    # The cold start that is there is no work; the pace is that of the arm that was run before.
+    assert re.search(r" 0/11 rollouts \[\d\d:\d\d, about \d\d:\d\d left, cold-s1\]", bar)
+    assert " 11/11 rollouts" in bar
     assert "full " in text
     assert (out / "report" / "ablation.html").exists()
     found = {arm: read_result(out / f"{arm}-s1.json") for arm in ("sft+grpo", "full")}
@@ -98,6 +93,38 @@ def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
 
     written = json.loads((out / "report" / "ablation.json").read_text())
     assert written["arms"]["full"]["differences"]["sft+grpo"]["second"] is not None
+
+
+def test_a_further_benchmark_is_one_entry_and_a_run_without_its_scores_is_a_sentence(
+    in_project: Path, dataset: Path, tmp_path: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENEVOLVE_TRACKING", "off")
+    out, raw = tmp_path / "results", yaml.safe_load(arms_file.read_text())
+
+    def ablate(folder: Path | None, **given: Any) -> str:
+        further = {} if folder is None else {"other": str(folder)}
+        arms_file.write_text(yaml.safe_dump({**raw, "benchmarks": further}))
+        where = {"out": out, "work": tmp_path / "work", "dataset": dataset, "arms_file": arms_file}
+        return command.ablate(profile="tiny", arms="untuned", jobs=1, **where, **given)
+
+    ablate(None, seeds=1)
+    with pytest.raises(StageError, match="There is no dataset at nowhere, the benchmark 'other' of"):
+        ablate(Path("nowhere"), seeds=2)
+    text = ablate(dataset, seeds=2)  # the same requests again, so that the scores are known
+    assert "Without scores on other: 1 runs, first untuned-s1; delete their files to score them." in text
+    first, second = (read_result(out / f"untuned-s{seed}.json") for seed in (1, 2))
+    assert not first.benchmarks
+    assert second.benchmarks["other"].scores == second.scores
+    assert second.benchmarks["other"].dataset == second.dataset
+
+    page = (out / "report" / "ablation.html").read_text()
+    assert "<h2>Benchmark other</h2>" in page
+    assert "Without scores on it: untuned-s1. Delete" in page
+    found = json.loads((out / "report" / "ablation.json").read_text())["benchmarks"]["other"]
+    assert found["lacking"] == ["untuned-s1"]
+    assert found["arms"]["untuned"]["seeds"] == [2]
+    assert "other" not in ablate(None, report_only=True), "without the entry the report is as before"
+    assert "Benchmark" not in (out / "report" / "ablation.html").read_text()
 
 
 def test_requests_that_the_second_judge_does_not_know_leave_its_column_empty(

@@ -62,7 +62,10 @@ def ablate(
     if report_only:
         summary = _report(results, table, reports, publish, nothing=False)
     else:
-        place = Place(_dataset(settings, dataset), work / name, work / settings.profile, results)
+        for benchmark, folder in table.benchmarks.items():
+            if not folder.is_dir():
+                raise StageError(f"There is no dataset at {folder}, the benchmark '{benchmark}' of {arms_file}.")
+        place = Place(_dataset(settings, dataset), work / name, work / settings.profile, results, table.benchmarks)
         base = base_folder(settings.policy.base)
         base_digest = f"{policy_hash(base)} {tokenizer_hash(base)}"
         stamp = Stamp(files.commit(), files.machine(), folder_digest(place.dataset), base_digest)
@@ -145,4 +148,10 @@ def terminal(summary: Mapping[str, Any], reports: Path) -> str:
         line = f"{name:<20} {len(arm['seeds']):>5}  {k['mean']:.4f} [{k['low']:.4f}, {k['high']:.4f}]"
         d = arm["differences"].get(references[0]) if references else None
         lines.append(f"{line}   {d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]" if d else line)
+    for name, b in summary.get("benchmarks", {}).items():
+        if runs := b["lacking"]:
+            lines += [
+                "",
+                f"Without scores on {name}: {len(runs)} runs, first {runs[0]}; delete their files to score them.",
+            ]
     return "\n".join([*lines, "", f"Report    {reports / 'ablation.html'}"])

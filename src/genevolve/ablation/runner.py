@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from genevolve.settings import Settings
 from genevolve.stages.runner import Job, run_job
 from genevolve.tracking import Tracker, tracker
 from genevolve.training.checkpoint import base_folder
+from genevolve.workspace import folder_digest
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rollouts [{elapsed}{postfix}]"
 """Without tqdm's own estimate: its rate knows neither what is under way nor that a stage has its own pace."""
@@ -46,6 +47,8 @@ class Place:
     """stage folders of the cold starts; `--quick` shares them with the whole ablation"""
     out: Path
     """result files"""
+    benchmarks: Mapping[str, Path] = field(default_factory=dict)
+    """further benches, as Table has them"""
 
     def start(self, seed: int) -> Path:
         return self.starts / f"cold-s{seed}" / "trained"
@@ -77,11 +80,11 @@ class Unit:
         return f"{self.name}-s{self.seed}" if self.arm else f"cold-s{self.seed}"
 
     def stages(self, place: Place) -> dict[str, Job]:
-        """Return the unit's stages in their order, by name."""
+        """Return the unit's stages in their order, by name; a further bench is `bench-NAME`."""
         start, folder = place.start(self.seed), place.work / self.title
 
-        def job(stage: str, out: Path, report: Path, **inputs: Path | None) -> Job:
-            return Job(stage, self.title, self.settings, {"dataset": place.dataset, **inputs}, out, report)
+        def job(stage: str, out: Path, report: Path, end: str = "", **inputs: Path | None) -> Job:
+            return Job(stage, self.title + end, self.settings, {"dataset": place.dataset, **inputs}, out, report)
 
         if self.arm is None:
             base = base_folder(self.settings.policy.base)
@@ -91,19 +94,26 @@ class Unit:
         if self.arm.policy == "evolved":
             found["evolve"] = job("evolve", folder / "trained", folder / "evolve.json", parent=policy)
             policy = folder / "trained" / "policy"
-        found["bench"] = job("bench", folder / "bench", folder / "bench.json", policy=policy, baseline=None)
+        for name, dataset in _benches(place).items():
+            inputs = {"dataset": dataset, "policy": policy, "baseline": None}
+            found[name] = job("bench", folder / name, folder / f"{name}.json", name.removeprefix("bench"), **inputs)
         return found
 
     def work(self, requests: Mapping[str, int]) -> dict[str, int]:
         """Return stage -> about how many trajectories it plays or trains on: the measure of the progress bar."""
         if self.arm is None:
             return {"cold_start": round(requests["sft"] * self.settings.cold_start.epochs)}
-        bench = min(requests["bench"], self.settings.bench.requests or requests["bench"]) * self.settings.bench.draws
+        b = self.settings.bench
+        played = {name: min(n, b.requests or n) * b.draws for name, n in requests.items() if name.startswith("bench")}
         if self.arm.policy != "evolved":
-            return {"bench": bench}
+            return played
         c = self.settings.cycle
         looks = 1 + -(-c.steps // c.validate_every)
-        return {"evolve": rollouts(self.settings) + looks * c.validation_k * requests["validation"], "bench": bench}
+        return {"evolve": rollouts(self.settings) + looks * c.validation_k * requests["validation"], **played}
+
+
+def _benches(place: Place) -> dict[str, Path]:
+    return {"bench": place.dataset, **{f"bench-{name}": folder for name, folder in place.benchmarks.items()}}
 
 
 def plan(
@@ -162,7 +172,8 @@ def run(units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int | None = No
 
     from genevolve.dataset.public import load_requests
 
-    sizes = {split: len(load_requests(place.dataset, split)) for split in ("bench", "validation")}
+    sizes = {name: len(load_requests(folder, "bench")) for name, folder in _benches(place).items()}
+    sizes["validation"] = len(load_requests(place.dataset, "validation"))
     sizes["sft"] = units[0].settings.dataset.sft
     jobs = min(jobs or len(os.sched_getaffinity(0)), sum(u.arm is not None for u in units))
     work = {u.title: work_left(u, place, sizes) for u in units}
@@ -220,10 +231,9 @@ def _is_there(job: Job) -> bool:
 
 
 def _earlier(units: Sequence[Unit], place: Place, sizes: Mapping[str, int]) -> list[Sample]:
-    """Return what the finished results of the same arms say about time, for as long as this run knows nothing itself."""
-    work = {u.name: u.work(sizes) for u in units}
-    cold = work.pop("", {})
-    return [(r.seconds, cold | work[r.arm]) for r in files.read_results(place.out) if r.arm in work]
+    """Return what the finished results say about time, for as long as this run knows nothing itself: arms have one budget."""
+    work = {stage: amount for u in units for stage, amount in u.work(sizes).items()}
+    return [(r.seconds, work) for r in files.read_results(place.out)]
 
 
 def _blocked(unit: Unit, unstarted: set[int]) -> bool:
@@ -306,7 +316,11 @@ def write_result(
         finished=datetime.now(UTC).date().isoformat(),
         seconds=seconds,
         rollouts=round(curve[-1]["rollouts"]) if curve else 0,
-        scores=json.loads((folder / "bench" / "scores.json").read_text())["all"],
+        scores=_scores(folder / "bench"),
+        benchmarks={
+            name: files.BenchmarkScores(dataset=folder_digest(path), scores=_scores(folder / f"bench-{name}"))
+            for name, path in place.benchmarks.items()
+        },
         scores_second=second_scores(folder / "bench", place.dataset, settings),
         valid=metrics["sampling"]["valid"],
         dimensions=metrics["summary"]["all"]["dimensions"],
@@ -328,6 +342,11 @@ def second_scores(bench: Path, dataset: Path, settings: Settings) -> dict[str, f
     if any(r.scene is None for r in load_requests(dataset, "bench")):
         return None
     return rescore(bench, dataset, make_second_judge(settings, dataset))
+
+
+def _scores(bench: Path) -> dict[str, float | None]:
+    found: dict[str, float | None] = json.loads((bench / "scores.json").read_text())["all"]
+    return found
 
 
 def _seconds(out: Path) -> float:
