@@ -72,7 +72,7 @@ def ablation(
     seeds: Annotated[int, Field(ge=1, le=50)] | None = None,
     first_seed: Annotated[int, Field(ge=0)] = 1,
     profile: Profile = None,
-    jobs: Annotated[int, Field(ge=1, le=64)] = 2,
+    jobs: Annotated[int, Field(ge=1, le=64)] | None = None,
     size: Literal["whole", "quick"] = "whole",
     budget: Budget = None,
 ) -> str:
@@ -83,7 +83,7 @@ def ablation(
         seeds: How many seeds; empty: what each arm's entry says.
         first_seed: The first of them.
         profile: A profile of params.yaml; empty: $GENEVOLVE_PROFILE, then embedded.
-        jobs: Runs side by side, a core each; results do not depend on it.
+        jobs: Runs side by side, a core each; empty: by the cores of the machine. Results do not depend on it.
         size: "quick" is two arms, one seed and a part of the bench: a look.
         budget: Dollars that paid calls may come to, all processes together; empty: what the profile says.
     """

@@ -122,7 +122,12 @@ def ablate(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the result files (default: docs/results/ablation).")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs side by side, a core each; results do not depend on it.")] = 2,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs side by side, a core each (default: the cores this process may use); results do not depend on it."
+        ),
+    ] = None,
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Rebuild the report from the result files.")
     ] = False,

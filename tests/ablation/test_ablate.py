@@ -1,8 +1,9 @@
-"""A whole ablation, as small as it can be, with the real stages: two arms, one seed, killed and gone on with."""
+"""A whole ablation, as small as it can be, with the real stages: two arms, killed and gone on with."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,27 @@ def same_again(result: Result) -> dict[str, Any]:
 
 
 def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
-    in_project: Path, dataset: Path, tmp_path: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch
+    in_project: Path,
+    dataset: Path,
+    tmp_path: Path,
+    arms_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("GENEVOLVE_TRACKING", "off")
     out, work = tmp_path / "results", tmp_path / "work"
 
-    def ablate(**given: Any) -> str:
+    def ablate(arms: str = "sft+grpo,full", **given: Any) -> str:
         where = {"out": out, "work": work, "dataset": dataset, "arms_file": arms_file}
-        return command.ablate(profile="tiny", seeds=1, arms="sft+grpo,full", jobs=1, **where, **given)
+        return command.ablate(profile="tiny", seeds=1, arms=arms, jobs=1, **where, **given)
 
+    ablate("sft+grpo")
+    assert "about" not in capsys.readouterr().err, "nothing is known about an evolution yet"
     text = ablate()
+    bar = capsys.readouterr().err
+    # The cold start that is there is no work; the pace is that of the arm that was run before.
+    assert re.search(r" 0/11 rollouts \[\d\d:\d\d, about \d\d:\d\d left, cold-s1\]", bar)
+    assert " 11/11 rollouts" in bar
     assert "full " in text
     assert (out / "report" / "ablation.html").exists()
     found = {arm: read_result(out / f"{arm}-s1.json") for arm in ("sft+grpo", "full")}
@@ -71,7 +83,7 @@ def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
     assert found["full"].curve[1]["reward"] == found["sft+grpo"].curve[1]["reward"]  # the same first rollouts
 
     before = {arm: same_again(r) for arm, r in found.items()}
-    (out / "full-s1.json").unlink()  # killed before its last step: the stages are there, the result is not
+    (out / "full-s1.json").unlink()  # as if killed before its last step: the stages are there, the result is not
     assert ablate() == text
     assert {arm: same_again(read_result(out / f"{arm}-s1.json")) for arm in found} == before
     html = (out / "report" / "ablation.html").read_text()
@@ -81,6 +93,38 @@ def test_two_arms_run_resume_and_are_scored_by_a_second_judge(
 
     written = json.loads((out / "report" / "ablation.json").read_text())
     assert written["arms"]["full"]["differences"]["sft+grpo"]["second"] is not None
+
+
+def test_a_further_benchmark_is_one_entry_and_a_run_without_its_scores_is_a_sentence(
+    in_project: Path, dataset: Path, tmp_path: Path, arms_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENEVOLVE_TRACKING", "off")
+    out, raw = tmp_path / "results", yaml.safe_load(arms_file.read_text())
+
+    def ablate(folder: Path | None, **given: Any) -> str:
+        further = {} if folder is None else {"other": str(folder)}
+        arms_file.write_text(yaml.safe_dump({**raw, "benchmarks": further}))
+        where = {"out": out, "work": tmp_path / "work", "dataset": dataset, "arms_file": arms_file}
+        return command.ablate(profile="tiny", arms="untuned", jobs=1, **where, **given)
+
+    ablate(None, seeds=1)
+    with pytest.raises(StageError, match="There is no dataset at nowhere, the benchmark 'other' of"):
+        ablate(Path("nowhere"), seeds=2)
+    text = ablate(dataset, seeds=2)  # the same requests again, so that the scores are known
+    assert "Without scores on other: 1 runs, first untuned-s1; delete their files to score them." in text
+    first, second = (read_result(out / f"untuned-s{seed}.json") for seed in (1, 2))
+    assert not first.benchmarks
+    assert second.benchmarks["other"].scores == second.scores
+    assert second.benchmarks["other"].dataset == second.dataset
+
+    page = (out / "report" / "ablation.html").read_text()
+    assert "<h2>Benchmark other</h2>" in page
+    assert "Without scores on it: untuned-s1. Delete" in page
+    found = json.loads((out / "report" / "ablation.json").read_text())["benchmarks"]["other"]
+    assert found["lacking"] == ["untuned-s1"]
+    assert found["arms"]["untuned"]["seeds"] == [2]
+    assert "other" not in ablate(None, report_only=True), "without the entry the report is as before"
+    assert "Benchmark" not in (out / "report" / "ablation.html").read_text()
 
 
 def test_requests_that_the_second_judge_does_not_know_leave_its_column_empty(
@@ -126,9 +170,9 @@ def test_a_plan_has_core_first_one_cold_start_a_seed_and_nothing_that_is_done(in
 def test_the_bars_work_counts_rollouts_validation_and_bench(in_project: Path) -> None:
     table, sizes = load_table(), {"sft": 1000, "bench": 256, "validation": 48}
     full = arm_settings(table, table.arms["full"], "embedded", 1)
-    assert Unit(1, full, "full", table.arms["full"]).work(sizes) == 256 + 480 + 6 * 2 * 48
-    assert Unit(1, full, "sft", table.arms["sft"]).work(sizes) == 256
-    assert Unit(1, full).work(sizes) == 1000
+    assert Unit(1, full, "full", table.arms["full"]).work(sizes) == {"evolve": 480 + 6 * 2 * 48, "bench": 256}
+    assert Unit(1, full, "sft", table.arms["sft"]).work(sizes) == {"bench": 256}
+    assert Unit(1, full).work(sizes) == {"cold_start": 1000}
 
 
 def test_a_failed_cold_start_leaves_its_arms_out_and_the_command_says_so(

@@ -217,12 +217,19 @@ def summarise(
     references: Sequence[str],
     order: Sequence[str] = (),
     resamples: int = RESAMPLES,
+    benchmarks: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Return all that the report shows, as plain values. `order`: arms as the table of arms has them; others follow."""
+    """Return all that the report shows, as plain values. `order`: arms as the table of arms has them; others follow.
+
+    `benchmarks`: the further ones; without any, there is no key of that name.
+    """
     by_arm = {arm: list(rows) for arm, rows in groupby(sorted(results, key=_by_arm_and_seed), key=lambda r: r.arm)}
     names = [n for n in order if n in by_arm] + sorted(set(by_arm) - set(order))
     _check(results, by_arm)
-    return {
+    further = {
+        name: _benchmark(name, {arm: by_arm[arm] for arm in names}, references, resamples) for name in benchmarks
+    }
+    return ({"benchmarks": further} if further else {}) | {
         "profile": sorted({r.profile for r in results}),
         "dataset": sorted({r.dataset for r in results}),
         "commits": sorted({r.commit for r in results}),
@@ -235,6 +242,27 @@ def summarise(
         "references": [name for name in references if name in by_arm],
         "arms": {name: _arm(name, by_arm, requests, references, resamples) for name in names},
     }
+
+
+def _benchmark(
+    name: str, by_arm: Mapping[str, Sequence[Result]], references: Sequence[str], resamples: int
+) -> dict[str, Any]:
+    """Return a further benchmark's means and differences by arm, and the runs that were never scored on it."""
+    runs = [r for rows in by_arm.values() for r in rows]
+    if len({r.benchmarks[name].dataset for r in runs if name in r.benchmarks}) > 1:
+        raise ResultError(f"The folder of the benchmark '{name}' changed between runs: give it another name.")
+    found = {a: {r.seed: r.benchmarks[name].scores for r in rows if name in r.benchmarks} for a, rows in by_arm.items()}
+    found = {arm: scores for arm, scores in found.items() if scores}
+    arms = {}
+    for arm, scores in found.items():
+        pairs = {ref: difference(scores, found[ref]) for ref in references if ref in found and ref != arm}
+        arms[arm] = {
+            "label": by_arm[arm][0].label,
+            "seeds": sorted(scores),
+            "kscore": asdict(interval(table(scores), resamples)),
+            "differences": {ref: None if d is None else asdict(interval(d, resamples)) for ref, d in pairs.items()},
+        }
+    return {"arms": arms, "lacking": [f"{r.arm}-s{r.seed}" for r in runs if name not in r.benchmarks]}
 
 
 def _by_arm_and_seed(result: Result) -> tuple[str, int]:

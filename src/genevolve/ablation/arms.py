@@ -16,7 +16,7 @@ Sections = dict[str, dict[str, Any]]
 """section -> field -> value, as in params.yaml"""
 
 NAME = r"^[a-z0-9][a-z0-9.+-]*$"
-"""An arm's name is part of file names and of MLflow's run names."""
+"""Names of arms and benchmarks are part of file names and of MLflow's run names."""
 ONE_WORKER: Sections = {"sampling": {"workers": 1}}
 """Arms run side by side, one process each. Always 1, whatever --jobs says: the last bits of a gradient depend on the
 number of threads, and so would the results."""
@@ -56,15 +56,17 @@ class Table(_Part):
     references: tuple[str, ...] = Field(min_length=1)
     """Arms that differences are taken to; the first one's final validation score is what others have to reach."""
     quick: Quick
+    benchmarks: dict[str, Path] = Field(default_factory=dict)
+    """Name -> GenEvolve-Data folder whose bench every run's policy plays too, beside that of the dataset it learns from."""
     arms: dict[str, Arm]
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Table:
         import re
 
-        for name in self.arms:
+        for name in (*self.arms, *self.benchmarks):
             if not re.match(NAME, name):
-                raise ValueError(f"the arm '{name}' needs a name of a-z, 0-9, '.', '+' and '-'")
+                raise ValueError(f"'{name}' needs a name of a-z, 0-9, '.', '+' and '-'")
         for name in (*self.references, *self.quick.arms):
             if name not in self.arms:
                 raise ValueError(f"'{name}' is named, but there is no such arm")

@@ -34,7 +34,7 @@ def ablate(
     arms: str | None = None,
     quick: bool = False,
     out: Path | None = None,
-    jobs: int = 2,
+    jobs: int | None = None,
     report_only: bool = False,
     publish: bool = False,
     dataset: Path | None = None,
@@ -44,15 +44,16 @@ def ablate(
 ) -> str:
     """Run the arms that have no result yet, write the report, and return a small table for the terminal.
 
-    Seeds are first_seed, first_seed + 1, ...: `seeds` of them, or as many as an arm's entry says. All runs pay from one
-    account, `budget` dollars or what the profile says. Raises BudgetError when it is used up and StageError when runs failed,
-    both after the report of those that are there.
+    Seeds are first_seed, first_seed + 1, ...: `seeds` of them, or as many as an arm's entry says. `jobs` runs go side by
+    side, by default one a core that this process may use. All runs pay from one account, `budget` dollars or what the
+    profile says. Raises BudgetError when it is used up and StageError when runs failed, both after the report of those
+    that are there.
     """
     table = load_table(arms_file)
     settings = load(profile, seed=first_seed, overrides=[] if budget is None else [f"world.budget_usd={budget!r}"])
     pay_from(settings)
     chosen = table.select(arms or (",".join(table.quick.arms) if quick else None))
-    if jobs < 1 or (seeds is not None and seeds < 1):
+    if any(n is not None and n < 1 for n in (jobs, seeds)):
         raise SettingsError("--jobs and --seeds are at least 1")
     name = f"{settings.profile}{'-quick' if quick else ''}"
     results, reports = _folders(name, out, work)
@@ -61,7 +62,10 @@ def ablate(
     if report_only:
         summary = _report(results, table, reports, publish, nothing=False)
     else:
-        place = Place(_dataset(settings, dataset), work / name, work / settings.profile, results)
+        for benchmark, folder in table.benchmarks.items():
+            if not folder.is_dir():
+                raise StageError(f"There is no dataset at {folder}, the benchmark '{benchmark}' of {arms_file}.")
+        place = Place(_dataset(settings, dataset), work / name, work / settings.profile, results, table.benchmarks)
         base = base_folder(settings.policy.base)
         base_digest = f"{policy_hash(base)} {tokenizer_hash(base)}"
         stamp = Stamp(files.commit(), files.machine(), folder_digest(place.dataset), base_digest)
@@ -144,4 +148,10 @@ def terminal(summary: Mapping[str, Any], reports: Path) -> str:
         line = f"{name:<20} {len(arm['seeds']):>5}  {k['mean']:.4f} [{k['low']:.4f}, {k['high']:.4f}]"
         d = arm["differences"].get(references[0]) if references else None
         lines.append(f"{line}   {d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]" if d else line)
+    for name, b in summary.get("benchmarks", {}).items():
+        if runs := b["lacking"]:
+            lines += [
+                "",
+                f"Without scores on {name}: {len(runs)} runs, first {runs[0]}; delete their files to score them.",
+            ]
     return "\n".join([*lines, "", f"Report    {reports / 'ablation.html'}"])

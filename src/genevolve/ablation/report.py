@@ -29,7 +29,9 @@ def write_report(out: Path, table: Table, folder: Path, resamples: int = RESAMPL
     results = read_results(out)
     if not results:
         raise ResultError(f"There is no result in {out}: run `genevolve ablate` first.")
-    summary = summarise(results, read_requests(out), table.references, list(table.select(None)), resamples)
+    summary = summarise(
+        results, read_requests(out), table.references, list(table.select(None)), resamples, table.benchmarks
+    )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "ablation.json", summary)
     _write_csv(folder / "ablation.csv", summary)

@@ -45,6 +45,17 @@ class ResultError(GenEvolveError):
     """A result file cannot be read, or does not belong with the others; the message says which and what to do."""
 
 
+class BenchmarkScores(BaseModel):
+    """What a run's policy did on a further benchmark of ablation.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    dataset: str
+    """sha256 of the benchmark's folder."""
+    scores: dict[str, float | None]
+    """As `scores` of the result."""
+
+
 class Result(BaseModel):
     """What one arm did with one seed."""
 
@@ -76,6 +87,8 @@ class Result(BaseModel):
     """Bench request -> KScore by the reward judge; 0 without a valid program, null where the judge failed."""
     scores_second: dict[str, float | None] | None = None
     """The same by a judge that no reward comes from; null as a whole where there was none."""
+    benchmarks: dict[str, BenchmarkScores] = Field(default_factory=dict)
+    """By name; `recipe` does not depend on them."""
     valid: float
     """Share of bench rollouts with a valid program."""
     dimensions: dict[str, float | None] = Field(default_factory=dict)

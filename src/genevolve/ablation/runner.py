@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from genevolve.ablation import results as files
 from genevolve.ablation.arms import Arm, Table, arm_settings, rollouts, start_settings
+from genevolve.ablation.progress import Sample, pace, seconds_left
 from genevolve.errors import GenEvolveError, StageError
 from genevolve.processes import end_with_parent
 from genevolve.services.cache import BudgetError
@@ -27,7 +29,10 @@ from genevolve.settings import Settings
 from genevolve.stages.runner import Job, run_job
 from genevolve.tracking import Tracker, tracker
 from genevolve.training.checkpoint import base_folder
+from genevolve.workspace import folder_digest
 
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} rollouts [{elapsed}{postfix}]"
+"""Without tqdm's own estimate: its rate knows neither what is under way nor that a stage has its own pace."""
 TICK = 15.0
 """Seconds between two looks at the clock of the bar; a run takes minutes."""
 
@@ -43,6 +48,8 @@ class Place:
     """stage folders of the cold starts; `--quick` shares them with the whole ablation"""
     out: Path
     """result files"""
+    benchmarks: Mapping[str, Path] = field(default_factory=dict)
+    """further benches, as Table has them"""
 
     def start(self, seed: int) -> Path:
         return self.starts / f"cold-s{seed}" / "trained"
@@ -73,16 +80,41 @@ class Unit:
     def title(self) -> str:
         return f"{self.name}-s{self.seed}" if self.arm else f"cold-s{self.seed}"
 
-    def work(self, requests: Mapping[str, int]) -> int:
-        """Return about how many trajectories the unit plays or trains on: the measure of the progress bar."""
+    def stages(self, place: Place) -> dict[str, Job]:
+        """Return the unit's stages in their order, by name; a further bench is `bench-NAME`."""
+        start, folder = place.start(self.seed), place.work / self.title
+
+        def job(stage: str, out: Path, report: Path, end: str = "", **inputs: Path | None) -> Job:
+            return Job(stage, self.title + end, self.settings, {"dataset": place.dataset, **inputs}, out, report)
+
         if self.arm is None:
-            return round(requests["sft"] * self.settings.cold_start.epochs)
-        bench = min(requests["bench"], self.settings.bench.requests or requests["bench"]) * self.settings.bench.draws
+            base = base_folder(self.settings.policy.base)
+            return {"cold_start": job("cold_start", start, start.with_name("cold_start.json"), base=base)}
+        policy = base_folder(self.settings.policy.base) if self.arm.policy == "base" else start / "policy"
+        found = {}
+        if self.arm.policy == "evolved":
+            found["evolve"] = job("evolve", folder / "trained", folder / "evolve.json", parent=policy)
+            policy = folder / "trained" / "policy"
+        for name, dataset in _benches(place).items():
+            inputs = {"dataset": dataset, "policy": policy, "baseline": None}
+            found[name] = job("bench", folder / name, folder / f"{name}.json", name.removeprefix("bench"), **inputs)
+        return found
+
+    def work(self, requests: Mapping[str, int]) -> dict[str, int]:
+        """Return stage -> about how many trajectories it plays or trains on: the measure of the progress bar."""
+        if self.arm is None:
+            return {"cold_start": round(requests["sft"] * self.settings.cold_start.epochs)}
+        b = self.settings.bench
+        played = {name: min(n, b.requests or n) * b.draws for name, n in requests.items() if name.startswith("bench")}
         if self.arm.policy != "evolved":
-            return bench
+            return played
         c = self.settings.cycle
         looks = 1 + -(-c.steps // c.validate_every)
-        return bench + rollouts(self.settings) + looks * c.validation_k * requests["validation"]
+        return {"evolve": rollouts(self.settings) + looks * c.validation_k * requests["validation"], **played}
+
+
+def _benches(place: Place) -> dict[str, Path]:
+    return {"bench": place.dataset, **{f"bench-{name}": folder for name, folder in place.benchmarks.items()}}
 
 
 def plan(
@@ -130,8 +162,9 @@ def _done(unit: Unit, place: Place, stamp: Stamp) -> bool:
     return True
 
 
-def run(units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int) -> dict[str, str]:
-    """Run the units, `jobs` at a time; return title -> sentence of those that failed.
+def run(units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int | None = None) -> dict[str, str]:
+    """Run the units, `jobs` at a time (None: by the cores), no more than there are runs; return title -> sentence of those
+    that failed.
 
     A failed arm stops no other; a failed cold start leaves out the arms that need it. Where the command's budget is used
     up, nothing new begins, and its BudgetError is raised when what is under way has ended.
@@ -140,30 +173,40 @@ def run(units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int) -> dict[st
 
     from genevolve.dataset.public import load_requests
 
-    sizes = {split: len(load_requests(place.dataset, split)) for split in ("bench", "validation")}
-    sizes["sft"] = units[0].settings.dataset.sft if units else 0
+    sizes = {name: len(load_requests(folder, "bench")) for name, folder in _benches(place).items()}
+    sizes["validation"] = len(load_requests(place.dataset, "validation"))
+    sizes["sft"] = units[0].settings.dataset.sft
+    jobs = min(jobs or len(os.sched_getaffinity(0)), sum(u.arm is not None for u in units))
+    work = {u.title: work_left(u, place, sizes) for u in units}
+    earlier, samples, began = _earlier(units, place, sizes), list[Sample](), dict[str, float]()
     failed: dict[str, str] = {}
     spent: BudgetError | None = None
-    waiting, running = list(units), dict[Future[None], Unit]()
+    waiting, running = list(units), dict[Future[dict[str, float]], Unit]()
     unstarted = {u.seed for u in units if u.arm is None}
-    bar = tqdm(total=sum(u.work(sizes) for u in units), desc="ablate", unit="rollout", disable=not units)
+    total = sum(sum(stages.values()) for stages in work.values())
+    bar = tqdm(total=total, desc="ablate", bar_format=BAR)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _quiet) as pool, bar:
         while waiting or running:
             for unit in [u for u in waiting if not _blocked(u, unstarted)][: jobs - len(running)]:
                 waiting.remove(unit)
                 running[pool.submit(_work, unit, place, stamp)] = unit
-            bar.set_postfix_str(", ".join(u.title for u in running.values()))
+                began[unit.title] = time.monotonic()
+            ages = [(work[u.title], time.monotonic() - began[u.title]) for u in running.values()]
+            left = seconds_left(ages, [work[u.title] for u in waiting], pace(earlier) | pace(samples), jobs)
+            said = [] if left is None else [f"about {tqdm.format_interval(left)} left"]
+            bar.set_postfix_str(", ".join([*said, *(u.title for u in running.values())]))
             for future in wait(running, TICK, FIRST_COMPLETED).done:
                 unit = running.pop(future)
-                bar.update(unit.work(sizes))
+                bar.update(sum(work[unit.title].values()))
                 sentence = _sentence(future)
                 if isinstance(error := future.exception(), BudgetError):
                     spent, waiting = error, []
                 elif sentence:
                     failed[unit.title] = sentence
-                elif unit.arm is None:
-                    unstarted.discard(unit.seed)
+                else:
+                    samples.append((future.result(), unit.work(sizes)))
+                    unstarted -= {unit.seed} if unit.arm is None else set()
                 if sentence and unit.arm is None:
                     lost = [u for u in waiting if _blocked(u, {unit.seed})]
                     failed |= {u.title: f"its cold start failed: {sentence}" for u in lost}
@@ -173,11 +216,32 @@ def run(units: Sequence[Unit], place: Place, stamp: Stamp, jobs: int) -> dict[st
     return failed
 
 
+def work_left(unit: Unit, place: Place, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the unit's work without that of the stages whose folders are there."""
+    stages = unit.stages(place)
+    return {stage: amount for stage, amount in unit.work(sizes).items() if not _is_there(stages[stage])}
+
+
+def _is_there(job: Job) -> bool:
+    """Return whether a stage was done with these settings, inputs and code; run_job looks at the folder's bytes, too."""
+    try:
+        note = json.loads(job.beside(".done.json").read_text(encoding="utf-8"))
+        return job.out.is_dir() and bool(note["fingerprint"] == job.fingerprint())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _earlier(units: Sequence[Unit], place: Place, sizes: Mapping[str, int]) -> list[Sample]:
+    """Return what the finished results say about time, for as long as this run knows nothing itself: arms have one budget."""
+    work = {stage: amount for u in units for stage, amount in u.work(sizes).items()}
+    return [(r.seconds, work) for r in files.read_results(place.out)]
+
+
 def _blocked(unit: Unit, unstarted: set[int]) -> bool:
     return unit.arm is not None and unit.arm.policy != "base" and unit.seed in unstarted
 
 
-def _sentence(future: Future[None]) -> str:
+def _sentence(future: Future[dict[str, float]]) -> str:
     """Return why a unit failed, in one line; an empty string when it did not. A dead process ends the whole ablation."""
     error = future.exception()
     if isinstance(error, BrokenProcessPool):
@@ -194,44 +258,51 @@ def _quiet() -> None:
     end_with_parent()
 
 
-def _work(unit: Unit, place: Place, stamp: Stamp) -> None:
-    """Do one unit; what it prints goes to a log beside its stage folders."""
+def _work(unit: Unit, place: Place, stamp: Stamp) -> dict[str, float]:
+    """Do one unit; what it prints goes to a log beside its stage folders. Return the seconds of its stages, without those
+    that were there or went on from an earlier run."""
     log = place.work / "logs" / f"{unit.title}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     if unit.arm is None:
-        out = place.start(unit.seed)
-        inputs = {"dataset": place.dataset, "base": base_folder(unit.settings.policy.base)}
-        run_job(Job("cold_start", unit.title, unit.settings, inputs, out, out.with_name("cold_start.json")))
-        return
+        return _run_stages(unit, place)[1]
     track = tracker()
     with track.arm(unit.title, {**unit.settings.model_dump(mode="json"), "arm": unit.name}):
-        result = run_arm(unit, unit.arm, place, stamp, track)
+        done, seconds = _run_stages(unit, place, track)
+        result = write_result(unit, unit.arm, place, stamp, done)
         track.log_curve([{"step": row["rollouts"], **row} for row in result.curve])
         track.log_metrics({"kscore": mean(result.scores), "valid": result.valid, "seconds": result.seconds})
+    return seconds
 
 
-def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) -> files.Result:
-    """Evolve where the arm does, play the bench, have both judges score it, and write the result."""
+def _run_stages(
+    unit: Unit, place: Place, track: Tracker | None = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    """Return stage -> what run_job returns, and stage -> seconds of those that were begun and ended here."""
+    done, seconds = {}, {}
+    for stage, job in unit.stages(place).items():
+        gone_on = job.beside(".partial").is_dir()
+        done[stage] = run_job(job, track)
+        if not (gone_on or done[stage]["skipped"]):
+            seconds[stage] = float(done[stage]["seconds"])
+    return done, seconds
+
+
+def write_result(
+    unit: Unit, arm: Arm, place: Place, stamp: Stamp, done: Mapping[str, Mapping[str, Any]]
+) -> files.Result:
+    """Have the second judge score the bench, and write the result of the stages in `done`."""
     folder, settings = place.work / unit.title, unit.settings
-    start = place.start(unit.seed)
-    seconds = {} if arm.policy == "base" else {"cold_start": _seconds(start)}
-    evolved: dict[str, Any] = {}
+    seconds = {} if arm.policy == "base" else {"cold_start": _seconds(place.start(unit.seed))}
+    seconds |= {stage: d["seconds"] for stage, d in done.items()}
     curve: list[dict[str, float]] = []
-    policy = base_folder(settings.policy.base) if arm.policy == "base" else start / "policy"
-    if arm.policy == "evolved":
-        inputs = {"dataset": place.dataset, "parent": policy}
-        done = run_job(Job("evolve", unit.title, settings, inputs, folder / "trained", folder / "evolve.json"), track)
-        evolved, policy = done["metrics"], folder / "trained" / "policy"
-        seconds["evolve"] = done["seconds"]
+    if "evolve" in done:
         first = json.loads((folder / "trained" / "start.json").read_text())
-        curve = files.curve_rows(first, done["curve"], settings.sampling.k * settings.cycle.requests_per_step)
-    inputs_: dict[str, Path | None] = {"dataset": place.dataset, "policy": policy, "baseline": None}
-    done = run_job(Job("bench", unit.title, settings, inputs_, folder / "bench", folder / "bench.json"), track)
-    seconds["bench"] = done["seconds"]
-    metrics = done["metrics"]
+        per_round = settings.sampling.k * settings.cycle.requests_per_step
+        curve = files.curve_rows(first, done["evolve"]["curve"], per_round)
+    metrics = done["bench"]["metrics"]
     result = files.Result(
         arm=unit.name,
         label=arm.label,
@@ -247,12 +318,16 @@ def run_arm(unit: Unit, arm: Arm, place: Place, stamp: Stamp, track: Tracker) ->
         finished=datetime.now(UTC).date().isoformat(),
         seconds=seconds,
         rollouts=round(curve[-1]["rollouts"]) if curve else 0,
-        scores=json.loads((folder / "bench" / "scores.json").read_text())["all"],
+        scores=_scores(folder / "bench"),
+        benchmarks={
+            name: files.BenchmarkScores(dataset=folder_digest(path), scores=_scores(folder / f"bench-{name}"))
+            for name, path in place.benchmarks.items()
+        },
         scores_second=second_scores(folder / "bench", place.dataset, settings),
         valid=metrics["sampling"]["valid"],
         dimensions=metrics["summary"]["all"]["dimensions"],
         abilities={name: row["rate"] for name, row in metrics["skills"].items()},
-        chosen_round=evolved.get("best_round"),
+        chosen_round=done["evolve"]["metrics"].get("best_round") if "evolve" in done else None,
         curve=curve,
     )
     result.write(place.out)
@@ -269,6 +344,11 @@ def second_scores(bench: Path, dataset: Path, settings: Settings) -> dict[str, f
     if any(r.scene is None for r in load_requests(dataset, "bench")):
         return None
     return rescore(bench, dataset, make_second_judge(settings, dataset))
+
+
+def _scores(bench: Path) -> dict[str, float | None]:
+    found: dict[str, float | None] = json.loads((bench / "scores.json").read_text())["all"]
+    return found
 
 
 def _seconds(out: Path) -> float:
