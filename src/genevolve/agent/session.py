@@ -19,8 +19,6 @@ from genevolve.records import Message, Program, Termination, ToolCall
 from genevolve.scene import SKILLS
 from genevolve.tools.base import ImageSearch, Knowledge, Search, ToolError
 
-FINAL_STEP = OURS.final_step
-
 Result = list[dict[str, Any]]
 
 
