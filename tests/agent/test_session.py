@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from genevolve.agent.format import answer_turn, call_turn
 from genevolve.agent.dialogue import OURS
+from genevolve.agent.format import answer_turn, call_turn
 from genevolve.agent.session import Session, Tools
 from genevolve.agent.system import GUIDE_TITLE, MARKER, PROMPTS, load_system, system_prompt
 from genevolve.records import Program, Reference
