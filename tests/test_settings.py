@@ -157,3 +157,14 @@ def test_settings_of_models_stand_in_a_recipe_only_where_they_are_set(tmp_path: 
     rubric.unlink()
     assert loaded.file_digests("judge") == {"judge.rubric": "missing"}
     assert load(path=PARAMS).file_digests("judge", "experience") == {}
+
+
+def test_the_dialogue_stands_in_a_recipe_only_where_it_is_set_and_files_of_the_policy_count(tmp_path: Path) -> None:
+    assert set(load(path=PARAMS).section_values("policy")["policy"]) == {"backend", "base"}
+    assert load(path=PARAMS).file_digests("policy") == {}
+    (tmp_path / "a.md").write_text("one")
+    loaded = load(overrides=["policy.dialogue=release", f"policy.skills={tmp_path}"], path=PARAMS)
+    assert loaded.section_values("policy")["policy"]["dialogue"] == "release"
+    first = loaded.file_digests("policy")
+    (tmp_path / "a.md").write_text("two")
+    assert first != loaded.file_digests("policy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -115,6 +116,7 @@ def _profile(profile: str | None, overrides: Sequence[str]) -> Iterator[Finding]
     yield Finding("profile", True, f"{settings.profile}, data seed {settings.seeds.data_seed}")
     if settings.dataset.imported is not None:
         yield _imported(settings.dataset.imported)
+        yield from _wording(settings, Path(settings.dataset.imported))
     from genevolve.training.checkpoint import base_folder
 
     base = base_folder(settings.policy.base)
@@ -130,6 +132,14 @@ def _profile(profile: str | None, overrides: Sequence[str]) -> Iterator[Finding]
         yield Finding(
             "base policy", found, said, f"the cold start and all training: `hf download {settings.policy.base}`"
         )
+    if skills := settings.policy.skills:
+        from genevolve.tools.embedded import missing_skills
+
+        missing = missing_skills(skills)
+        said = f"{skills}{' has no ' + ', '.join(missing) if missing else ''}"
+        yield Finding(
+            "policy.skills", not missing, said, "every rollout: give a folder of all eight, or leave it empty"
+        )
     yield _search_service(settings)
     yield from _generator(settings)
     yield from _models(settings)
@@ -142,6 +152,34 @@ def _imported(folder: str) -> Finding:
     said = f"{folder}{'' if found else f' has no {REQUESTS}'}"
     mend = f"`genevolve import DIR --out {folder}`, or leave dataset.imported empty"
     return Finding("imported data", found, said, f"building data, and so every cycle: {mend}")
+
+
+def _wording(settings: Settings, folder: Path) -> Iterator[Finding]:
+    """Say whether the policy is asked in the system prompt and the dialogue that the imported conversations teach it.
+
+    A folder without conversations, or from before imports kept their prompt, has no line.
+    """
+    from genevolve.agent.system import prompt_name, prompt_text, system_prompt
+    from genevolve.dataset.public import SYSTEM_PROMPT
+
+    p, file = settings.policy, folder / SYSTEM_PROMPT
+    if not file.is_file():
+        return
+    name = prompt_name(p.system, p.backend)
+    try:
+        same = system_prompt(prompt_text(name)) == system_prompt(file.read_text(encoding="utf-8"))
+        found = json.loads((folder / "report.json").read_text(encoding="utf-8"))["dialogues"]
+        theirs = max(found, key=found.get) if found else p.dialogue
+    except (GenEvolveError, OSError, ValueError, LookupError) as e:
+        yield Finding("wording", False, str(e), "comparing the data's system prompt with the profile's")
+        return
+    mend = [] if same else [f"policy.system={file}"]
+    mend += [] if theirs == p.dialogue else [f"policy.dialogue={theirs}"]
+    said = (
+        f"system prompt {name} {'is' if same else 'is not'} the data's; dialogue {p.dialogue}, the data's is {theirs}"
+    )
+    blocks = f"bench and evolution in the words that the cold start teaches: set {' and '.join(mend)} (docs/gpu.md)"
+    yield Finding("wording", not mend, said, blocks)
 
 
 def _policy_server(settings: Settings) -> Finding:

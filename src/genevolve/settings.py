@@ -60,7 +60,7 @@ LATER = {
     "judge": ("rubric", "program_rubric", "max_tokens", "options"),
     "experience": ("model", "prompt", "options", "embedder_model"),
     "render": ("text_model", "steps", "true_cfg"),
-    "policy": ("device", "dtype", "attention", "system"),
+    "policy": ("device", "dtype", "attention", "system", "dialogue", "skills"),
     "sampling": ("show_images", "image_pixels"),
     "cold_start": ("trainer", *RANKS_ONLY),
     "distill": ("saved", "device", "processes", "accelerate"),
@@ -79,11 +79,12 @@ OF_COMMANDS = {"world": {"budget_usd": 0.0}}
 budget the same run goes on. Read back, they are the profile's own."""
 
 FILES = {
+    "policy": ("system", "skills"),
     "dataset": ("teacher_prompt", "writer_prompt", "seeds", "auditor_prompt", "filter_prompt"),
     "judge": ("rubric", "program_rubric"),
     "experience": ("prompt",),
 }
-"""Fields that name a file of the user's: its content counts in a fingerprint."""
+"""Fields that name a file of the user's, or a folder of Markdown files: the content counts in a fingerprint."""
 
 
 class Section(BaseModel):
@@ -175,6 +176,11 @@ class Policy(Section):
     system: str = ""
     """The system prompt: a Markdown file, or `system` or `system_embedded` of agent/prompts. Empty: `system_embedded` for
     the embedded base, `system` for a served policy; any other policy needs one to be named."""
+    dialogue: Literal["ours", "release"] = "ours"
+    """What the policy writes and reads: our strict turns and short observations, or those of the public release, whose
+    checkpoint and data know no others (docs/gpu.md). [R]"""
+    skills: str = ""
+    """A folder with a Markdown file for each of the eight skills (`spatial_layout.md`, ...); empty: ours (agent/skills)."""
 
 
 class Sampling(Section):
@@ -465,7 +471,11 @@ def silent_fields(section: str) -> tuple[str, ...]:
 
 
 def _digest(path: str) -> str:
+    """Return sha256 of a file, or of a folder's Markdown files and their names."""
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        if not Path(path).is_dir():
+            return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        files = {p.name: _digest(str(p)) for p in sorted(Path(path).glob("*.md"))}
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
     except OSError:
         return "missing"

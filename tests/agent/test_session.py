@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from genevolve.agent.dialogue import OURS
 from genevolve.agent.format import answer_turn, call_turn
-from genevolve.agent.session import FINAL_STEP, Session, Tools
+from genevolve.agent.session import Session, Tools
 from genevolve.agent.system import GUIDE_TITLE, MARKER, PROMPTS, load_system, system_prompt
 from genevolve.records import Program, Reference
 from tests.agent.parts import Articles, Broken, Pictures, Skills, session
@@ -167,7 +168,7 @@ def play(s: Session, last: str) -> list[str]:
 def test_the_last_round_forbids_tools() -> None:
     s = session()
     observations = play(s, SEARCH)
-    assert [o.endswith("\n" + FINAL_STEP) for o in observations[:10]] == [False] * 9 + [True]
+    assert [o.endswith("\n" + OURS.final_step) for o in observations[:10]] == [False] * 9 + [True]
     assert s.termination == "rounds"
     assert s.program is None
     assert len(s.tool_calls) == 10
@@ -192,7 +193,7 @@ def test_a_bad_last_turn_is_a_protocol_failure() -> None:
 
 def test_a_smaller_budget_of_calls_closes_the_tools_early() -> None:
     s = session(tool_calls=1, rounds=5)
-    assert str(s.step(IMAGES)).endswith(FINAL_STEP)
+    assert str(s.step(IMAGES)).endswith(OURS.final_step)
     assert s.step(SEARCH) is None
     assert s.termination == "rounds"
 

@@ -119,3 +119,19 @@ def test_a_results_file_needs_to_know_its_dataset(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(SettingsError, match="say with --dataset"):
         list(bring_in(tmp_path / "results.json", tmp_path / "out", None, None))
+
+
+def test_doctor_compares_the_words_of_the_data_with_the_profiles(public: Path, project: Path) -> None:
+    from genevolve.doctor import Finding, _wording
+
+    def line(*over: str) -> Finding:
+        (found,) = _wording(load("paper", overrides=over, path=project / "params.yaml"), public)
+        return found
+
+    file = public / "system_prompt.md"
+    differs = line()
+    assert differs.said == "system prompt system is not the data's; dialogue ours, the data's is release"
+    assert f"set policy.system={file} and policy.dialogue=release" in differs.line()
+    same = line(f"policy.system={file}", "policy.dialogue=release")
+    assert same.ok, same.line()
+    assert not line("policy.system=nowhere.md").ok

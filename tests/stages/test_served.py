@@ -364,6 +364,46 @@ def test_another_checkpoint_is_asked_with_its_own_prompt_file_word_for_word(
         )
 
 
+@pytest.mark.parametrize("dialogue", ["release", "ours"])
+def test_a_policy_that_plays_by_the_releases_rules_is_understood_in_its_dialogue_alone(
+    start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dialogue: str
+) -> None:
+    server = start("chat")
+
+    def turn(body: Any) -> tuple[int, Any]:
+        number = sum(m["role"] == "assistant" for m in body["messages"])
+        looked = {"name": "image_search", "arguments": {"query": "giraffe", "top_k": 2}}
+        answer = {
+            "gen_prompt": "The first reference image, alone and large.",
+            "reference_images": [{"img_id": "IMG_001", "note": "its shape " * 50}],
+        }
+        text = (
+            'I begin.\n<tool_call>\n{"name": "search", "arguments": {"queries": "giraffe"}}\n</tool_call>',
+            f"<think>look</think>\n<tool_call>\n{json.dumps(looked)}\n</tool_call>",
+            f"<answer>\n{json.dumps(answer)}\n</answer>",
+        )[number]
+        return 200, {"choices": [{"index": 0, "message": {"content": text}, "finish_reason": "stop"}]}
+
+    monkeypatch.setattr(server, "_chat", turn)
+    limits = ("sampling.rounds=3", "sampling.tool_calls=2", "sampling.max_context=4096", "bench.requests=2")
+    bench.run(of_server(f"policy.dialogue={dialogue}", *limits), dataset=dataset, policy=base, out=tmp_path)
+    rows = list(read_jsonl(tmp_path / "blocks" / "00000.jsonl", Trajectory))
+    assert len(rows) == 2
+    for t in rows:
+        assert t.reward is not None
+        if dialogue == "ours":
+            assert (t.program, t.reward.total, t.termination) == (None, 0, "protocol")
+            continue
+        assert t.program is not None
+        assert len(t.program.files) == 1
+        assert t.reward.total is not None
+        assert (t.termination, t.format_errors) == ("answer", 0)
+        asked = [m.content for m in t.messages if m.role == "user"]
+        assert asked[1].startswith("<tool_response>\n--- search result for [giraffe] ---\n1. title: ")
+        assert asked[2].startswith("<tool_response>\n--- image search result for [giraffe] ---\nIMG_001: title: ")
+        assert "</tool_response>\n=== FINAL STEP ===\n" in asked[2]
+
+
 def test_a_server_that_is_not_named_is_told_before_anything_starts(
     dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,10 +9,12 @@ import pytest
 
 from genevolve.agent.session import Session
 from genevolve.dataset.public import load_requests
+from genevolve.errors import SettingsError
 from genevolve.experience.memory import ExperienceMemory, Retrieved
 from genevolve.ledger import Ledger
 from genevolve.profiles import load
 from genevolve.records import Bundle, DecisionGuidance, Trajectory
+from genevolve.scene import SKILLS
 from genevolve.settings import LATER, SWITCHES, Settings
 from genevolve.stages.backends import make_tools, system_text
 from genevolve.stages.bench import spread
@@ -138,3 +140,18 @@ def test_switches_at_rest_stand_in_no_recipe_and_reopen_no_cycle(in_project: Pat
     changed = load("embedded", overrides=["experience.guides=shuffled"])
     assert changed.section_values("experience")["experience"]["guides"] == "shuffled"
     assert ledger.open_cycle(changed)[1] == "c002"
+
+
+def test_skill_texts_of_the_users_keep_their_lines_in_the_releases_dialogue(dataset: Path, tmp_path: Path) -> None:
+    over = ["policy.dialogue=release", f"policy.skills={tmp_path}"]
+    with pytest.raises(SettingsError, match=r"policy\.skills: .* has no spatial_layout\.md, .*eight skills"):
+        make_tools(load("tiny", overrides=over), dataset)
+    for skill in SKILLS:
+        (tmp_path / f"{skill}.md").write_text(f"# {skill}\n\n- WRONG -> right\n")
+    session = Session(make_tools(load("tiny", overrides=over), dataset))
+    session.start("Draw.", "system")
+    said = session.step(
+        '<tool_call>{"name": "query_knowledge", "arguments": {"skill_name": "text_rendering"}}</tool_call>'
+    )
+    assert said is not None
+    assert said.endswith("=== Skill: text_rendering ===\n# text_rendering\n\n- WRONG -› right\n\n</tool_response>")

@@ -195,6 +195,11 @@ def _text(value: Any, what: str, limit: int, empty: bool = False) -> str:
     return text
 
 
+def without_control(text: str) -> str:
+    """Return text that UTF-8 can hold, without control characters but those of lines and columns."""
+    return _CONTROL.sub(" ", text.encode("utf-8", "replace").decode("utf-8"))
+
+
 def _encodable(text: str) -> bool:
     try:
         text.encode("utf-8")

@@ -1,7 +1,7 @@
 """One trajectory's state machine: assistant text in, observation text out, until there is a program or there is none.
 
 Pure Python; it knows no model. All rules of method.md, section 1, are here, in `protocol.py` (grammar) and `rules.py`
-(programs).
+(programs); another wording, with rules of its own, is a `dialogue.Dialogue`.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from genevolve.agent.format import TAGS, escape, image_observation, search_observation, text_observation
-from genevolve.agent.protocol import TOOLS_CLOSED, Answer, Call, FormatError, parse_turn
-from genevolve.agent.rules import RuleError, build_program
+from genevolve.agent.dialogue import OURS, Dialogue
+from genevolve.agent.format import TAGS, escape
+from genevolve.agent.protocol import TOOLS_CLOSED, Answer, Call, FormatError
+from genevolve.agent.rules import RuleError
 from genevolve.errors import GenEvolveError
 from genevolve.records import Message, Program, Termination, ToolCall
 from genevolve.scene import SKILLS
 from genevolve.tools.base import ImageSearch, Knowledge, Search, ToolError
-
-FINAL_STEP = "Final step: no more tools. Write the <answer> now."
-"""Follows the observation before the last round. Tool text cannot fake it: it stands outside the <tool_response>."""
 
 Result = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Tools:
-    """The three tools of one world, and how many results a call gets that names no `top_k`."""
+    """The three tools of one world, how many results a call gets that names no `top_k`, and how their results are told."""
 
     search: Search
     image_search: ImageSearch
@@ -34,6 +32,7 @@ class Tools:
     top_k: int = 5
     show: int = 0
     """how many pictures of an image_search result a policy with eyes is shown"""
+    dialogue: Dialogue = OURS
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class Session:
 
     def __init__(self, tools: Tools, limits: Limits | None = None) -> None:
         self.tools = tools
+        self.dialogue = tools.dialogue
         self.limits = limits or Limits()
         self.messages: list[Message] = []
         self.tool_calls: list[ToolCall] = []
@@ -78,7 +78,7 @@ class Session:
         hostile = "<|" in question or any(f"{tag}>" in question.lower() for tag in TAGS)
         text = "\n".join(escape(line) for line in question.splitlines()) if hostile else question
         if self._last_round():
-            text += "\n" + FINAL_STEP
+            text += "\n" + self.dialogue.final_step
         self.messages = [Message(role="system", content=system), Message(role="user", content=text)]
         return list(self.messages)
 
@@ -89,7 +89,7 @@ class Session:
         self.messages.append(Message(role="assistant", content=_storable(assistant_text)))
         self.pictures = ()
         final = self._last_round()
-        turn = parse_turn(assistant_text, final)
+        turn = self.dialogue.parse(assistant_text, final)
         if isinstance(turn, Call):
             observation = self._use(turn)
         else:
@@ -97,14 +97,14 @@ class Session:
             if reason is None:
                 return None
             self.format_errors += 1
-            observation = text_observation(f"Format error: {reason}")
+            observation = self.dialogue.format_error(reason)
             if final:
                 self.stop("rounds" if reason == TOOLS_CLOSED else "protocol", reason)
         self._round += 1
         if self.finished:
             return None
         if self._last_round():
-            observation += "\n" + FINAL_STEP
+            observation += "\n" + self.dialogue.final_step
         self.messages.append(Message(role="user", content=observation))
         return observation
 
@@ -119,7 +119,7 @@ class Session:
     def _answer(self, answer: Answer) -> str | None:
         """Return None when the answer became the program, else the sentence of the rule it breaks."""
         try:
-            self.program = build_program(answer, self._files)
+            self.program = self.dialogue.program(answer, self._files)
         except RuleError as e:
             return str(e)
         self.termination = "answer"
@@ -139,54 +139,62 @@ class Session:
             observation, result = run(call)
             ok = True
         except _Refused as e:
-            observation = text_observation(str(e))
+            observation = self.dialogue.said(str(e))
         except GenEvolveError:  # no money left, or a key that is refused: the user mends it, a policy cannot
             raise
         except ToolError as e:
-            observation = text_observation(f"{call.name} failed: {str(e)[:200]}")
+            observation = self.dialogue.failed(call.name, f"failed: {str(e)[:200]}")
         except Exception as e:  # the message may hold keys and paths; its type does not
-            observation = text_observation(f"{call.name} failed ({type(e).__name__}); try something else.")
+            observation = self.dialogue.failed(call.name, f"failed ({type(e).__name__}); try something else.")
         self.tool_calls.append(
             ToolCall(turn=self._round, name=call.name, arguments=call.arguments, ok=ok, result=result)
         )
         return observation
 
+    def _known(self, tool: str, query: str) -> bool:
+        """Return whether this was asked and answered before, where a dialogue refuses to do it again."""
+        return not self.dialogue.repeats and (tool, query) in self._asked
+
     def _search(self, call: Call) -> tuple[str, Result]:
         queries = {_key(q): q for q in call.arguments["queries"]}
-        new = {key: q for key, q in queries.items() if ("search", key) not in self._asked}
+        new = {key: q for key, q in queries.items() if not self._known("search", key)}
         if not new:
             raise _Refused("You have searched for this already: read its results, or ask in other words.")
         top_k = call.arguments.get("top_k", self.tools.top_k)
-        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        rows: dict[tuple[str, str, str], dict[str, Any]] = {}
         for query in new.values():
             for hit in self.tools.search.search(query, top_k):
                 row = {"query": query, "title": hit.title, "url": hit.url, "snippet": hit.snippet}
-                rows.setdefault((hit.title, hit.snippet), row)
+                rows.setdefault((hit.title, hit.snippet, query if self.dialogue.repeats else ""), row)
         self._asked.update(("search", key) for key in new)
-        return search_observation((r["snippet"], r["title"]) for r in rows.values()), list(rows.values())
+        found = list(rows.values())
+        return self.dialogue.search(list(new.values()), found), found
 
     def _image_search(self, call: Call) -> tuple[str, Result]:
         query = call.arguments["query"]
         key = ("image_search", _key(query))
-        if key in self._asked:
+        if self._known(*key):
             raise _Refused("You have looked for this picture already: use its results, or ask in other words.")
         hits = self.tools.image_search.search(query, call.arguments.get("top_k", self.tools.top_k))
-        found = [{"title": h.title, "url": h.url, "file": h.file} for h in hits]
-        rows = [{"img_id": f"IMG_{n:03d}", **row} for n, row in enumerate(found, len(self._files) + 1)]
+        ids = {file: img_id for img_id, file in self._files.items()} if self.dialogue.repeats else {}
+        rows: Result = []
+        for h in hits:
+            img_id = ids.get(h.file, f"IMG_{len(self._files) + 1:03d}")
+            self._files[img_id] = h.file
+            rows.append({"img_id": img_id, "title": h.title, "url": h.url, "file": h.file})
         self._asked.add(key)
-        self._files.update((row["img_id"], row["file"]) for row in rows)
         self.pictures = tuple((row["img_id"], row["file"]) for row in rows[: self.tools.show])
-        return image_observation((row["title"], row["img_id"]) for row in rows), rows
+        return self.dialogue.images(query, rows), rows
 
     def _query_knowledge(self, call: Call) -> tuple[str, Result]:
         skill = call.arguments["skill_name"]
         if skill not in SKILLS:
             raise _Refused(f"There is no such skill; the skills are {', '.join(SKILLS)}.")
-        if ("query_knowledge", skill) in self._asked:
+        if self._known("query_knowledge", skill):
             raise _Refused("You have read this skill already.")
         text = self.tools.knowledge.read(skill)
         self._asked.add(("query_knowledge", skill))
-        return text_observation(text), [{"skill_name": skill, "text": text}]
+        return self.dialogue.skill(skill, text), [{"skill_name": skill, "text": text}]
 
 
 def _key(query: str) -> str:

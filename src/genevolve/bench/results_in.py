@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from genevolve.agent.release import program_of
 from genevolve.bench.score import DIMENSIONS, BenchError, bench_rows, overall_values
 from genevolve.dataset.public import Quarantined, load_requests
 from genevolve.dataset.release import convert
 from genevolve.dataset.release.exporting import public_id, source_columns
 from genevolve.dataset.release.pictures import Picture, PictureError, load_picture
 from genevolve.dataset.release.rows import Fault, Row, RowError, read_rows
-from genevolve.dataset.release.turns import program_of, read_turns
+from genevolve.dataset.release.turns import read_turns
 from genevolve.files import write_whole
 from genevolve.judge import kscore
 from genevolve.records import Message, Program, Request, Reward, Termination, Trajectory, write_jsonl

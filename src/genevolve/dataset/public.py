@@ -15,7 +15,8 @@ recipes.jsonl (models.writer.Sheet) is what each request was made of. With web s
 world/.
 
 An imported folder (`genevolve import`, docs/data.md) has no world/ and no audit.jsonl, its requests no scene and, where the
-source is silent, no eval_type, category or difficulty; source.jsonl keeps the source's own columns of every record.
+source is silent, no eval_type, category or difficulty; source.jsonl keeps the source's own columns of every record,
+system_prompt.md the system message of most SFT conversations.
 
 All paths in records are relative to the folder.
 """
@@ -34,6 +35,8 @@ from genevolve.records import Difficulty, EvalType, Message, Record, RecordError
 REQUESTS = "requests.jsonl"
 SFT_FILES = {"sft": "sft_trajectories.jsonl", "sft_heldout": "sft_heldout_trajectories.jsonl"}
 WORLD = "world"
+SYSTEM_PROMPT = "system_prompt.md"
+"""Of an import: the system message of most of its SFT conversations."""
 
 
 class SftRow(Record):

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 WORLD = "world"
 """Where the dataset folder keeps the embedded world."""
-PROMPTS = ("system", "system_embedded")
-"""The system prompts of agent/prompts."""
 PICTURE = 320
 """Pixels a side of an embedded drawing as a model with eyes is shown it."""
 JUDGES = ("pixels", "second", "vlm")
@@ -54,6 +52,7 @@ def check(settings: Settings) -> None:
     if settings.policy.backend == "openai":
         policy_client(settings.world.budget_usd, store())
         command()
+    skill_folder(settings)
     check_renderer(settings)
     check_judges(settings)
     if uses_web(settings):
@@ -205,7 +204,8 @@ def world(dataset: Path) -> World:
 
 
 def make_tools(settings: Settings, dataset: Path) -> Tools:
-    """Return the three tools of a profile; a removed one refuses every call."""
+    """Return the three tools of a profile and how it tells their results; a removed one refuses every call."""
+    from genevolve.agent.dialogue import DIALOGUES
     from genevolve.agent.session import Tools
     from genevolve.tools.embedded import SkillTexts
     from genevolve.tools.removed import Removed
@@ -214,10 +214,23 @@ def make_tools(settings: Settings, dataset: Path) -> Tools:
     return Tools(
         Removed() if "search" in gone else _search(settings, dataset),
         Removed() if "image_search" in gone else _image_search(settings, dataset),
-        Removed() if "query_knowledge" in gone else SkillTexts(),
+        Removed() if "query_knowledge" in gone else SkillTexts(skill_folder(settings)),
         settings.world.top_k,
         settings.sampling.show_images,
+        DIALOGUES[settings.policy.dialogue],
     )
+
+
+def skill_folder(settings: Settings) -> Path | None:
+    """Return the folder of `policy.skills`, None for ours; raise SettingsError, one sentence, where a skill has no text."""
+    from genevolve.tools.embedded import missing_skills
+
+    folder = settings.policy.skills
+    if folder and (missing := missing_skills(folder)):
+        raise SettingsError(
+            f"policy.skills: {folder} has no {', '.join(missing)}; it needs a text for each of the eight skills."
+        )
+    return Path(folder) if folder else None
 
 
 def _search(settings: Settings, dataset: Path) -> Search:
@@ -439,20 +452,13 @@ def system_text(settings: Settings) -> str:
 
     Raises SettingsError when `policy.system` names no file.
     """
-    from genevolve.agent.system import load_system
+    from genevolve.agent.system import prompt_name, prompt_text
 
-    name = settings.policy.system or ("system_embedded" if settings.policy.backend == "local" else "system")
-    if name not in PROMPTS:
-        try:
-            return Path(name).read_text(encoding="utf-8").strip()
-        except OSError as e:
-            raise SettingsError(f"policy.system: the system prompt {name} cannot be read ({e.strerror}).") from e
-        except UnicodeDecodeError as e:
-            raise SettingsError(f"policy.system: the system prompt {name} is not UTF-8 text.") from e
+    name = prompt_name(settings.policy.system, settings.policy.backend)
     if name != "system_embedded":
-        return load_system(name)
+        return prompt_text(name)
     gone = settings.sampling.removed_tools
-    lines = load_system("system_embedded").splitlines()
+    lines = prompt_text(name).splitlines()
     return "\n".join(_tool_line(line, gone) if gone and line.startswith("Tools: ") else line for line in lines)
 
 

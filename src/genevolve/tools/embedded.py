@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from genevolve.scene import SKILLS
 from genevolve.tools.base import ImageHit, SearchHit, ToolError
 from genevolve.tools.sources import ascii_text, tokens
 from genevolve.tools.world import World
@@ -155,7 +156,8 @@ def _overlap(bag: frozenset[str], asked: frozenset[str], rarity: dict[str, float
 
 
 class SkillTexts:
-    """The eight generation skills as Markdown files with a front matter; a user may give another folder."""
+    """The eight generation skills as Markdown files; a user may give another folder. A front matter and the space round the
+    text behind it are left out; a file without one is read to the letter."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = Path(folder) if folder is not None else Path(__file__).parent.parent / "agent" / "skills"
@@ -175,6 +177,12 @@ class SkillTexts:
         return self.texts[name]
 
 
+def missing_skills(folder: str | Path) -> list[str]:
+    """Return the files of the eight skills that a folder lacks."""
+    return [name for skill in SKILLS if not (Path(folder) / (name := f"{skill}.md")).is_file()]
+
+
 def _body(markdown: str) -> str:
-    match = re.match(r"---\n.*?\n---\n(.*)", markdown.replace("\r\n", "\n"), re.DOTALL)
-    return (match[1] if match else markdown).strip()
+    text = markdown.replace("\r\n", "\n")
+    match = re.match(r"---\n.*?\n---\n(.*)", text, re.DOTALL)
+    return match[1].strip() if match else text

@@ -271,3 +271,18 @@ def test_questions_in_other_scripts_are_not_all_near_duplicates(source: Path, tm
     report = import_dataset(source, tmp_path / "out", validation=0)
     assert report.splits["evolve"] == 2
     assert report.left_out == Counter({"question: a near-duplicate of a bench request": 1})
+
+
+def test_the_commonest_system_message_is_kept_as_a_prompt_file(source: Path, tmp_path: Path) -> None:
+    path = source / "GenEvolve-Data-SFT" / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["messages"][0]["content"] = "Another prompt."
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    out = tmp_path / "out"
+    report = import_dataset(source, out)
+    assert (out / "system_prompt.md").read_text() == "You are a helpful assistant for grounding prompts."
+    said = list(report.lines())
+    assert "system prompts of SFT: 2; the commonest, of 4 of 5 conversations, is system_prompt.md" in said
+    assert "observations of SFT as policy.dialogue=release words them: 5 conversations" in said
+    kept = json.loads((out / "report.json").read_text())
+    assert (kept["system_prompts"], kept["dialogues"]) == ({"distinct": 2, "commonest": 4}, {"release": 5})

@@ -19,13 +19,14 @@ from pydantic import ValidationError
 
 from genevolve.dataset.duplicates import Seen
 from genevolve.dataset.errors import DatasetError
-from genevolve.dataset.public import REQUESTS, SFT_FILES, Quarantined, SftRow, Yield, public_row
+from genevolve.dataset.public import REQUESTS, SFT_FILES, SYSTEM_PROMPT, Quarantined, SftRow, Yield, public_row
 from genevolve.dataset.release import convert
 from genevolve.dataset.release.layout import DataFile, find_files, refuse_out
 from genevolve.dataset.release.pictures import PictureError, take_picture, take_truth
 from genevolve.dataset.release.rows import Fault, Place, Row, RowError, plain, read_rows
 from genevolve.dataset.release.sft import SftRecord, read_sft
 from genevolve.dataset.release.summary import SOURCE, Imported
+from genevolve.dataset.release.turns import dialogue_of
 from genevolve.dataset.report import content_digest, write_json, write_public
 from genevolve.dataset.splits import check_splits, cut_validation, with_halves
 from genevolve.records import Request, Split, dump, write_jsonl
@@ -170,6 +171,9 @@ class _Importer:
                 continue
             self.remarks.update(f"{file.name}: {note}" for note in record.notes)
             self.sft[split].append(Request(id=record.id, question=record.trajectory.question, split=split))
+            self.report.prompts[record.trajectory.messages[0].content] += 1
+            if wording := dialogue_of(record.trajectory.messages):
+                self.report.dialogues[wording] += 1
             self.keep(file, row, record.id, {"id", "messages", "images"})
             kept.append(record)
         with (self.out / SFT_FILES[split]).open("a", encoding="utf-8", newline="\n") as stream:
@@ -258,6 +262,9 @@ class _Importer:
             if rows := [public_row(r) for r in requests if r.split == split]:
                 write_public(self.out / f"{split}.jsonl", rows)
         write_jsonl(self.out / REQUESTS, requests)
+        if self.report.prompts:
+            text, _ = self.report.prompts.most_common(1)[0]
+            (self.out / SYSTEM_PROMPT).write_bytes(text.encode())
         write_jsonl(self.out / "quarantine.jsonl", self.quarantine)
         self.report.splits = {s: len(rows) for s, rows in chosen.items()}
         self.report.notes += [f"{n} x {text}" if n > 1 else text for text, n in sorted(self.remarks.items())]

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from genevolve.agent.release import loose_answer
 from genevolve.dataset.release import convert
 from genevolve.dataset.release.pictures import PictureError, clean_path, decode, embedded
 from genevolve.dataset.release.rows import Row, RowError
-from genevolve.dataset.release.turns import loose_answer, read_turns
+from genevolve.dataset.release.turns import read_turns
 from genevolve.records import Message, Split, Trajectory
 
 _STEM = re.compile(r"IMG_[0-9]{3}")

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from genevolve.dataset.public import SYSTEM_PROMPT
+
 SOURCE = "source.jsonl"
 """The side file: every kept record's place in the source, and its columns there."""
 
@@ -22,6 +24,10 @@ class Imported:
     columns: dict[str, Counter[str]] = field(default_factory=dict)
     """part -> columns that we have no use for, kept in source.jsonl"""
     notes: list[str] = field(default_factory=list)
+    prompts: Counter[str] = field(default_factory=Counter)
+    """system message -> SFT conversations"""
+    dialogues: Counter[str] = field(default_factory=Counter)
+    """value of `policy.dialogue` -> SFT conversations"""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -31,6 +37,8 @@ class Imported:
             "left_out": dict(sorted(self.left_out.items())),
             "columns": {part: dict(sorted(c.items())) for part, c in self.columns.items()},
             "notes": self.notes,
+            "system_prompts": {"distinct": len(self.prompts), "commonest": max(self.prompts.values(), default=0)},
+            "dialogues": dict(sorted(self.dialogues.items())),
         }
 
     def lines(self) -> Iterator[str]:
@@ -49,4 +57,9 @@ class Imported:
         for part, columns in self.columns.items():
             if columns:
                 yield f"further columns of {part}, kept in {SOURCE}: {', '.join(sorted(columns))}"
+        if self.prompts:
+            n, often, most = len(self.prompts), max(self.prompts.values()), sum(self.prompts.values())
+            yield f"system prompts of SFT: {n}; the commonest, of {often} of {most} conversations, is {SYSTEM_PROMPT}"
+        for name, n in sorted(self.dialogues.items()):
+            yield f"observations of SFT as policy.dialogue={name} words them: {n} conversations"
         yield from (f"note: {note}" for note in self.notes)
