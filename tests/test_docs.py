@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,14 @@ def anchors(page: Path) -> set[str]:
     return {
         re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", h).lower()).replace(" ", "-") for h in heads
     }
+
+
+def test_the_rubric_comes_out_of_the_releases_file_as_the_page_says(tmp_path: Path) -> None:
+    scripts = tmp_path / "GenEvolve" / "scripts"
+    scripts.mkdir(parents=True)
+    body = 'raise RuntimeError("it was run")\nOTHER, MORE = 1, 2\nSYSTEM_PROMPT = r"""You judge – {strictly} \\d."""\n'
+    (scripts / "evaluate_images.py").write_text(body, encoding="utf-8")
+    page = (PROJECT / "docs" / "judge.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^(python -c .*) > (\S+)$", page, re.M)
+    done = subprocess.run(command[0], shell=True, cwd=tmp_path, check=True, capture_output=True)
+    assert done.stdout.decode() == "You judge – {strictly} \\d.\n"
