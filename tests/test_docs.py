@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,44 @@ def anchors(page: Path) -> set[str]:
     return {
         re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", h).lower()).replace(" ", "-") for h in heads
     }
+
+
+def test_the_rubric_comes_out_of_the_releases_file_as_the_page_says(tmp_path: Path) -> None:
+    scripts = tmp_path / "GenEvolve" / "scripts"
+    scripts.mkdir(parents=True)
+    body = 'raise RuntimeError("it was run")\nOTHER, MORE = 1, 2\nSYSTEM_PROMPT = r"""You judge – {strictly} \\d."""\n'
+    (scripts / "evaluate_images.py").write_text(body, encoding="utf-8")
+    page = (PROJECT / "docs" / "judge.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^(python -c .*) > (\S+)$", page, re.M)
+    done = subprocess.run(command[0], shell=True, cwd=tmp_path, check=True, capture_output=True)
+    assert done.stdout.decode() == "You judge – {strictly} \\d.\n"
+
+
+SERVICES = {"POLICY", "JUDGE", "SUMMARISER", "TEACHER", "WRITER", "AUDITOR", "RENDER", "GEMINI"}
+"""Each is read by `Endpoint.from_environment`."""
+FIELDS = ("URL", "KEY", "CONCURRENCY", "RATE", "TPM", "USD_IN", "USD_OUT", "USD_CALL")
+INTERNAL = {"COMMAND", "BUDGET", "DEBUG", "HOME", "MLFLOW_RUN", "PROBE", "RESTORE_ONLY", "SERVE"}
+"""What a process tells those that it starts, or what an option says as well."""
+UNNAMED = {
+    *(f"SUMMARISER_{f}" for f in ("CONCURRENCY", "RATE", "TPM", "USD_CALL")),  # "and its fellows"
+    *(f"GEMINI_{f}" for f in ("TPM", "USD_IN", "USD_OUT")),  # a picture has a price a call
+}
+
+
+def test_every_variable_on_a_page_is_read_and_every_one_that_is_read_stands_on_a_page() -> None:
+    text = "\n".join(p.read_text(encoding="utf-8") for d in ("src", "flows") for p in (PROJECT / d).rglob("*.py"))
+    read = set(re.findall(r"GENEVOLVE_([A-Z][A-Z_]*[A-Z])\b", text)) - {"NAME_KEY", "NAME_URL"}
+    read |= {f"{s}_{f}" for s in SERVICES for f in FIELDS}
+    named: set[str] = set()
+    for line in (line for page in PAGES for line in page.read_text(encoding="utf-8").splitlines()):
+        full = set(re.findall(r"GENEVOLVE_([A-Z][A-Z_]*[A-Z])\b", line))
+        assert full <= read, f"read nowhere: {sorted(full - read)}"
+        services = {s for s in SERVICES if f"GENEVOLVE_{s}_" in line} | (
+            {"SERPER"} if "GENEVOLVE_SERPER_" in line else set()
+        )
+        short = set(re.findall(r"`_([A-Z_]+)`", line))
+        if "take `URL`" in line:
+            short |= set(FIELDS)
+        named |= full | {f"{s}_{f}" for s in services for f in short}
+    missing = read - named - INTERNAL - UNNAMED
+    assert not missing, f"on no page: {sorted(missing)}"

@@ -34,7 +34,12 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override one value
 
 Budget = Annotated[
     float | None,
-    typer.Option("--budget", min=0, help="Dollars that paid calls may come to (world.budget_usd); it ends before."),
+    typer.Option(
+        "--budget",
+        min=0,
+        help="Dollars that paid calls may come to (world.budget_usd): no call is begun that could pass them; calls under way "
+        "may, where a vendor counts more (docs/gpu.md).",
+    ),
 ]
 
 
@@ -187,7 +192,8 @@ def bench(
     policy: Annotated[
         str,
         typer.Option(
-            help="A registered version or alias, a policy's folder, ORG/NAME of the Hugging Face cache, or 'server'."
+            help="A registered version or alias, a policy's folder, ORG/NAME of the Hugging Face cache, 'server', or 'none': "
+            "the generator without an agent."
         ),
     ] = "champion",
     out: Annotated[Path, typer.Option(help="Folder of the scores, pictures and trajectories.")] = Path("build/bench"),
@@ -210,7 +216,7 @@ def bench(
 
         typer.echo(json.dumps(rescore.run(settings, judge=judge, bench=out, dataset=dataset), indent=1))
         return
-    folder = _policy(policy, settings)
+    folder = None if policy == "none" else _policy(policy, settings)
     from genevolve.stages.runner import Job, run_job
 
     inputs = {"dataset": dataset, "policy": folder, "baseline": None}

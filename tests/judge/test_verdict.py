@@ -43,6 +43,17 @@ def test_no_text_asked_is_the_released_half_and_the_renormalised_rest() -> None:
     assert (worded.overall, worded.overall_renormalised, worded.text_accuracy_na) == (0.8, 0.8, False)
 
 
+def test_a_verdict_in_the_form_of_the_releases_rubric_is_read() -> None:
+    """It wants .5 for the text that nobody asked for, and `text_accuracy_na` last."""
+    asked = {"rationale": "Constraints: ...", "faithfulness": 1, "visual_correctness": 0.5, "text_accuracy": 0.5}
+    found = KScoreVerdict.model_validate({**asked, "aesthetics": 0.5, "text_accuracy_na": True})
+    score = found.score()
+    assert (score.text_accuracy, score.text_accuracy_na, score.overall) == (0.5, True, 0.55)
+    assert moved(found) == {}
+    worded = KScoreVerdict.model_validate({**asked, "aesthetics": 0.5, "text_accuracy_na": False}).score()
+    assert (worded.text_accuracy, worded.text_accuracy_na, worded.overall) == (0.5, False, 0.55)
+
+
 @pytest.mark.parametrize(
     ("value", "levels", "level"),
     [

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from genevolve import cli
 from genevolve.agent.chat import prompt_text
 from genevolve.agent.format import answer_turn, call_turn
 from genevolve.agent.system import system_prompt
@@ -260,6 +261,30 @@ def test_an_evolution_gives_the_server_each_rounds_weights(
         assert all(t.logprobs and t.policy_hash for t in rows)
         assert served_prefix(rows[0].policy_hash) == loaded[int(step) - 1]
         assert not (tmp_path / "rounds" / step / NAME).exists()
+
+
+def test_a_model_of_the_hugging_face_cache_is_what_the_server_is_given_whatever_it_serves(
+    start: Any, dataset: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "hub" / "models--Some--Base" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    for path in base.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv(RELOAD, "sglang")
+    server = start("sglang", name="evolved")
+    folder = cli._policy("Some/Base", of_server())
+    found = bench.run(of_server("bench.requests=2"), dataset=dataset, policy=folder, out=tmp_path)
+    (given,) = [b for p, b in server.asked if p == "/update_weights_from_disk"]
+    assert (given["model_path"], given["weight_version"]) == (str(snapshot), served_name(base))
+    rows = list(read_jsonl(tmp_path / "blocks" / "00000.jsonl", Trajectory))
+    assert {t.policy_hash for t in rows} == {policy_hash(base)}
+    assert found["summary"]["all"]["n"] == 2
 
 
 def served_prefix(digest: str) -> str:

@@ -71,7 +71,6 @@ def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request]
         "world.image_search": settings.world.image_search == "embedded",
         "judge.program": settings.judge.program == "constraints",
     }
-    needs_scene = {"judge.image": settings.judge.image == "pixels", "judge.program": needs_world["judge.program"]}
     imported = (dataset / "requests.jsonl").is_file() and not (dataset / WORLD).is_dir()
     if imported and any(needs_world.values()):
         names = ", ".join(name for name, needed in needs_world.items() if needed)
@@ -81,11 +80,26 @@ def check_dataset(settings: Settings, dataset: Path, requests: Iterable[Request]
         )
     if any(needs_world.values()):
         world(dataset)  # a missing one is told here, in a sentence, and not by a process that cannot start
+    needs_scene = {"judge.image": settings.judge.image == "pixels", "judge.program": needs_world["judge.program"]}
+    _check_scenes([name for name, needed in needs_scene.items() if needed], dataset, requests)
+
+
+def check_image_judge(settings: Settings, dataset: Path, requests: Iterable[Request]) -> None:
+    """Raise SettingsError where the judge of pictures is not set up, or meets pictures or requests that it does not know."""
+    check_sizes(settings)
+    if settings.judge.image == "vlm":
+        make_image_judge("vlm", settings, dataset)
+    else:
+        _check_scenes(["judge.image"], dataset, requests)
+
+
+def _check_scenes(embedded: list[str], dataset: Path, requests: Iterable[Request]) -> None:
+    """`embedded`: the settings that name an embedded judge."""
     bare = next((r.id for r in requests if r.scene is None), None)
-    if bare is not None and any(needs_scene.values()):
-        names = " and ".join(name for name, needed in needs_scene.items() if needed)
+    if bare is not None and embedded:
         raise SettingsError(
-            f"Request {bare} of {dataset} has no scene, and the embedded judges know no other requests: set {names} to a model."
+            f"Request {bare} of {dataset} has no scene, and the embedded judges know no other requests: set "
+            f"{' and '.join(embedded)} to a model."
         )
 
 

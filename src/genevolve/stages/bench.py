@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from genevolve.records import Request, Trajectory, read_jsonl, write_jsonl
 from genevolve.settings import Settings
 from genevolve.stages.backends import reference_bytes
+from genevolve.stages.bare import Bare
 from genevolve.stages.crew import Crew, bench_sampling
 from genevolve.stages.journal import NAME
 from genevolve.stages.sample import sampling_metrics, step_seed
 
+BLOCK = 64
+"""Requests whose records are written together."""
+Played = Callable[[list[Request], Callable[[int], Any]], list[Trajectory]]
+"""Plays a block and tells how many rollouts are done."""
 SEED_OFFSET = 99_991
 """Bench rollouts draw from a stream of their own, the same for every policy of a run: comparisons are paired."""
 
 
-def run(settings: Settings, *, dataset: Path, policy: Path, baseline: Path | None = None, out: Path) -> dict[str, Any]:
-    """Play and score the bench into out/; return summaries and, with a baseline, the paired differences by half."""
+def run(
+    settings: Settings, *, dataset: Path, policy: Path | None, baseline: Path | None = None, out: Path
+) -> dict[str, Any]:
+    """Play and score the bench into out/; return summaries and, with a baseline, the paired differences by half.
+
+    Without a policy the generator is given the requests themselves (`stages/bare.py`).
+    """
     from genevolve.bench.ability import abilities
     from genevolve.bench.score import bench_rows, overall_values, summarise_scores
     from genevolve.dataset.public import load_requests
@@ -45,29 +56,43 @@ def spread(requests: list[Request], n: int | None) -> list[Request]:
     return [requests[i * len(requests) // n] for i in range(n)]
 
 
-def play(settings: Settings, dataset: Path, policy: Path, requests: list[Request], out: Path) -> list[Trajectory]:
+def play(
+    settings: Settings, dataset: Path, policy: Path | None, requests: list[Request], out: Path
+) -> list[Trajectory]:
     """Play every request `bench.draws` times, in blocks; blocks already on disk are read, not played again."""
+    draws = settings.bench.draws
+    if policy is None:
+        bare = Bare(settings, dataset, requests)
+        return _blocks(requests, BLOCK, draws, out, lambda part, tell: bare.play(part, draws, out, tell))
+    sampling, seed = bench_sampling(settings), step_seed(settings, SEED_OFFSET)
+    with Crew(settings, dataset) as crew:
+        block = max(1, len(requests)) if crew.served else BLOCK  # a server's records are on disk one by one
+        return _blocks(
+            requests,
+            block,
+            draws,
+            out,
+            lambda part, tell: crew.play(policy, part, draws, sampling, seed, images=out, on_done=tell),
+        )
+
+
+def _blocks(requests: list[Request], size: int, draws: int, out: Path, played: Played) -> list[Trajectory]:
     from tqdm import tqdm
 
-    played: list[Trajectory] = []
-    draws = settings.bench.draws
+    found: list[Trajectory] = []
     bar = tqdm(total=len(requests) * draws, desc="bench", unit="rollout")
-    with Crew(settings, dataset) as crew:
-        block = max(1, len(requests)) if crew.served else 64  # a server's records are on disk one by one
-        for start in range(0, len(requests), block):
-            path = out / "blocks" / f"{start:05d}.jsonl"
-            part = requests[start : start + block]
-            if path.exists():
-                done = list(read_jsonl(path, Trajectory))
-                bar.update(len(done))
-            else:
-                seed = step_seed(settings, SEED_OFFSET)
-                done = crew.play(policy, part, draws, bench_sampling(settings), seed, images=out, on_done=bar.update)
-                write_jsonl(path, done)
-                (out / NAME).unlink(missing_ok=True)
-            played += done
+    for start in range(0, len(requests), size):
+        path = out / "blocks" / f"{start:05d}.jsonl"
+        if path.exists():
+            done = list(read_jsonl(path, Trajectory))
+            bar.update(len(done))
+        else:
+            done = played(requests[start : start + size], bar.update)
+            write_jsonl(path, done)
+            (out / NAME).unlink(missing_ok=True)
+        found += done
     bar.close()
-    return played
+    return found
 
 
 def contact(dataset: Path, requests: list[Request], played: list[Trajectory], out: Path, n: int = 24) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from genevolve.records import Request, Reward, Score, Trajectory
 from genevolve.stages.backends import check, check_dataset, embedded_engine, world
 
 if TYPE_CHECKING:
+    from genevolve.agent.session import Tools
+    from genevolve.judge.base import ImageJudge, ProgramJudge
     from genevolve.policy.base import Sampling
     from genevolve.settings import Settings
     from genevolve.stages.served import Group, Served
@@ -217,17 +220,34 @@ class Crew:
 class Player:
     """Tools, generator and judges of a profile, loaded once in a process."""
 
-    def __init__(self, settings: Settings, dataset: Path, device: str = "cpu") -> None:
-        from genevolve.stages.backends import make_judges, make_renderer, make_tools, system_text
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: Path,
+        device: str = "cpu",
+        judges: tuple[ImageJudge, ProgramJudge] | None = None,
+    ) -> None:
+        """`judges` take the place of the profile's."""
+        from genevolve.stages.backends import make_judges, make_renderer
 
         self.settings, self.dataset, self.device = settings, dataset, device
-        self.tools = make_tools(settings, dataset)
         self.renderer = make_renderer(settings)
-        self.image_judge, self.program_judge = make_judges(settings, dataset)
-        self.system = system_text(settings)
+        self.image_judge, self.program_judge = judges or make_judges(settings, dataset)
         self._policy: tuple[Path, Any] | None = None
         self._seen: dict[str, _Drawn] = {}
         self._truths: dict[str, bytes] = {}
+
+    @cached_property
+    def tools(self) -> Tools:
+        from genevolve.stages.backends import make_tools
+
+        return make_tools(self.settings, self.dataset)
+
+    @cached_property
+    def system(self) -> str:
+        from genevolve.stages.backends import system_text
+
+        return system_text(self.settings)
 
     def play(self, play: Play) -> list[Trajectory]:
         """Sample, draw and judge."""

@@ -44,5 +44,6 @@ def gpu_gb(weights: float, *, lora: bool, shares: int) -> float:
 
 
 def disk_gb(weights: float, *, lora: bool) -> float:
-    """Return the gigabytes of disk that a cycle needs: POLICIES, and two checkpoints of 12 bytes a trained weight."""
+    """Return the gigabytes of disk that a cycle needs: POLICIES, and two checkpoints of 12 bytes a weight: a
+    frozen vision tower, which no checkpoint holds, is counted too."""
     return POLICIES * weights + (0.0 if lora else 2 * 6 * weights)
