@@ -13,5 +13,11 @@ def end_with_parent() -> None:
     A pool's worker would else finish the task it has, for minutes, with nobody to give the result to.
     """
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), name="end with parent", daemon=True).start()
+    if parent is None:
+        return
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, name="end with parent", daemon=True).start()
