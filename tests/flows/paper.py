@@ -183,18 +183,18 @@ HTML: dict[str, Reply] = {"HTML": send(b"<!doctype html><p>Sign in</p>", Content
 FORM: dict[str, Reply] = {"wrong schema": said({"result": "something else"}), **HTML}
 CUT: dict[str, Reply] = {"cut answer": completion('{"rationale": "Looked at.", "faithf')}
 OF_SERVERS = {
-    "policy": FORM,
-    "search": HTML,
-    "images": HTML,
-    "web": HTML,
-    "render": FORM,
-    "gemini": FORM,
-    "judge": FORM | CUT,
-    "summariser": FORM | CUT,
-    "teacher": FORM,
+    "policy": WIRE | FORM,
+    "search": WIRE | HTML,
+    "images": HTML | WIRE,
+    "web": WIRE | HTML,
+    "render": WIRE | FORM,
+    "gemini": WIRE | FORM,
+    "judge": WIRE | FORM | CUT,
+    "summariser": WIRE | FORM | CUT,
+    "teacher": WIRE | FORM,
 }
-"""Beside WIRE, where another try may help: a search whose answer has another form is that trajectory's observation, as a cut
-answer is the teacher's own turn."""
+"""Faults after which another try may help: a search whose answer has another form is that trajectory's observation, as a cut
+answer is the teacher's own turn. They come in this order; search and images, the same service, begin at different ends of it."""
 REFUSED = {
     "inside": "http://inside.example/secret.png",
     "inward": "http://photos.example/inward.png",
@@ -292,7 +292,7 @@ class Services:
     def __init__(self, models: Path, dataset: Path, **every: int) -> None:
         """`every`: by server, which new question meets a fault first (1: each of them); none without. The model that writes
         requests and plays them knows the things of `dataset`'s world."""
-        self.faults = {n: Sometimes(every.get(n, 0), WIRE | OF_SERVERS[n]) for n in SERVERS}
+        self.faults = {n: Sometimes(every.get(n, 0), OF_SERVERS[n]) for n in SERVERS}
         self.policy = PolicyServer(models / "base", KEYS["GENEVOLVE_POLICY_KEY"])
         self.policy.faults = of_policy = OfPolicy(self.faults["policy"], self.policy)
         self.loads = of_policy.loads

@@ -265,9 +265,10 @@ def test_a_cycle_with_faults_at_every_server_ends_and_loses_no_record(
         paper.ok(paper.evolve(IMPORTED, *(GEMINI if renderer == "gemini" else ("render.backend=service",))))
         met = {name: dict(services.faults[name].met) for name in every}
         loads = dict(services.loads.met)
-    few = {"summariser"}  # a question a pair: those of the wire that take longest come first
-    assert all(set(met[n]) == set(services.faults[n].kinds) for n in met if n not in few), met
-    assert {"hang", "drip"} <= set(met["summariser"]), met
+    kinds = {name: set(services.faults[name].kinds) for name in every}
+    assert all(set(met[n]) == kinds[n] for n in ("policy", "web", drawer, "judge")), met
+    assert {*met["search"], *met["images"]} == kinds["search"], "six questions to each, seven faults"
+    assert {"hang", "drip"} <= set(met["summariser"]), "a question a pair: the slowest come first"
     assert set(loads) == {"429", "500"}
     whole(paper)
     rounds = [paper.built / f"c001/trained/rounds/{n}" for n in ("001", "002")]
