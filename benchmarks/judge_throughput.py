@@ -1,6 +1,6 @@
 """Judging the pictures of a bench: ours beside a plain thread pool that rewrites its whole result file after each record.
 
-    python -m benchmarks.judge_throughput [--pictures 594] [--concurrency 1,16,64,256] [--side 512] [--latency 0.05]
+    python -m benchmarks.judge_throughput [--pictures 594] [--concurrency 1,16,64,256] [--side 512] [--latency 0.05] [--writes]
 
 Both sides judge the same pictures, with the same messages, through one judge server on loopback (a process of its own) that
 takes `latency` seconds for each answer. Ours is what `genevolve bench --judge vlm` does: pictures read when their turn
@@ -9,6 +9,9 @@ shares one httpx.Client, parses the answer, and writes the JSON list of all resu
 is a process of its own: CPU-seconds and peak memory are that process's (the server's are not in it); what it
 wrote is what it gave to write() (wchar of /proc/self/io: files, not sockets). Then ours is killed at some moments and
 started again: how many questions were asked twice, and is anything lost.
+
+With --writes nothing of this: ours alone, at each concurrency, with an eighth, a quarter, a half and all of the pictures; what it
+wrote for each, and what of it is left in its files.
 
 The last line is one JSON object.
 """
@@ -215,7 +218,9 @@ def measure(side: str, folder: Path, url: str, concurrency: int) -> dict[str, An
     with tempfile.TemporaryDirectory(dir=folder) as out:
         command = command_of(side, folder, Path(out), url, concurrency)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        return {"concurrency": concurrency, **json.loads(done.stdout.splitlines()[-1])}
+        kept = sum(p.stat().st_size for p in Path(out).rglob("*") if p.is_file())
+        found = json.loads(done.stdout.splitlines()[-1])
+        return {"concurrency": concurrency, **found, "kept_mb": round(kept / 2**20, 2)}
 
 
 def command_of(side: str, folder: Path, out: Path, url: str, concurrency: int) -> list[str]:
@@ -270,12 +275,28 @@ def compare(pictures: int, concurrencies: Sequence[int], side: int, latency: flo
     return result
 
 
+def writes(pictures: int, concurrencies: Sequence[int], side: int, latency: float) -> dict[str, Any]:
+    """Return what ours writes and keeps, in MB, for some numbers of pictures."""
+    result: dict[str, Any] = {"latency": latency, "side": side, "ours": []}
+    for n in (pictures // 8, pictures // 4, pictures // 2, pictures):
+        with tempfile.TemporaryDirectory() as temporary:
+            make_run(Path(temporary), n, side)
+            for concurrency in concurrencies:
+                with server(latency) as url:
+                    found = measure("ours", Path(temporary), url, concurrency)
+                row = {"pictures": n} | {k: found[k] for k in ("concurrency", "scored", "written_mb", "kept_mb")}
+                result["ours"].append(row)
+                print(json.dumps(row), flush=True)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=594)
     parser.add_argument("--concurrency", default="1,16,64,256")
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--latency", type=float, default=0.05)
+    parser.add_argument("--writes", action="store_true", help="only what ours writes for some numbers of pictures")
     for hidden in ("--folder", "--out"):
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
@@ -287,7 +308,8 @@ def main() -> None:
     elif o.side_of:
         child(o.side_of, o.folder, o.out, o.url, int(o.concurrency))
     else:
-        print(json.dumps(compare(o.pictures, [int(c) for c in o.concurrency.split(",")], o.side, o.latency)))
+        run = writes if o.writes else compare
+        print(json.dumps(run(o.pictures, [int(c) for c in o.concurrency.split(",")], o.side, o.latency)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 
 from genevolve.agent.format import answer_turn, call_turn
 from genevolve.agent.system import load_system
+from genevolve.render.gemini import MODEL
 from genevolve.tools.world import World
 from tests.dataset.models.script import FILTER, Script, kind
 from tests.dataset.release.parts import write_source
@@ -55,7 +56,7 @@ KEYS = {
 GOOD_PROGRAM = "The thing of the first reference image stands alone in the middle, large and sharp, on a grey ground"
 WEAK_PROGRAM = "Something like the first reference image"
 SETTLED = "large and sharp"
-SERVERS = ("policy", "search", "images", "web", "render", "judge", "summariser", "teacher")
+SERVERS = ("policy", "search", "images", "web", "render", "gemini", "judge", "summariser", "teacher")
 
 
 def script(ends: int, good: bool, asked: str) -> str:
@@ -128,26 +129,51 @@ class Sometimes:
 
 
 class OfPolicy(dict[str, Any]):
-    """The same as ModelServer takes its faults."""
+    """The same as ModelServer takes its faults: by what it is asked."""
 
-    def __init__(self, faults: Sometimes, server: ModelServer) -> None:
-        self.faults, self.server = faults, server
+    def __init__(self, turns: Sometimes, server: ModelServer) -> None:
+        """`turns`: what a turn meets. A question for what the server is meets what stands on the wire alone: a page would be
+        another kind of server. Each load is refused for now at first; whoever loses its answer does not load again."""
+        self.turns, self.server = turns, server
+        self.looks = Sometimes(turns.every, WIRE)
+        self.loads = Sometimes(min(turns.every, 1), {kind: WIRE[kind] for kind in ("429", "500")})
 
     def get(self, path: str, default: Any = None) -> list[Reply | None]:
-        return [self.faults.next(json.dumps(self.server.asked[-1]).encode())]  # the one that is being answered
+        faults = {"/generate": self.turns, "/update_weights_from_disk": self.loads}.get(path, self.looks)
+        return [faults.next(json.dumps(self.server.asked[-1]).encode())]  # the one that is being answered
 
 
 def echoing(code: int) -> Reply:
     """An HTTP error whose text repeats the caller's key, as careless servers do."""
 
     def reply(h: BaseHTTPRequestHandler) -> None:
-        said = h.headers.get("Authorization", "") + h.headers.get("X-API-KEY", "")
+        said = "".join(h.headers.get(name, "") for name in ("Authorization", "X-API-KEY", "x-goog-api-key"))
         status(code, json.dumps({"error": {"message": f"failed for {said}"}}).encode())(h)
 
     return reply
 
 
+def hang(h: BaseHTTPRequestHandler) -> None:
+    """Say nothing until the caller has gone."""
+    h.connection.settimeout(120)
+    with suppress(OSError):
+        h.connection.recv(1)
+
+
+def drip(h: BaseHTTPRequestHandler) -> None:
+    """Begin well, then say a byte now and then until the caller has gone."""
+    h.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n{")
+    h.connection.settimeout(0.2)
+    while True:
+        with suppress(TimeoutError):
+            h.connection.recv(1)
+            return
+        h.wfile.write(b" ")
+
+
 WIRE: dict[str, Reply] = {
+    "hang": hang,
+    "drip": drip,
     "429": status(429, Retry_After="1"),
     "500": echoing(500),
     "truncated JSON": send(b'{"choices": [{"message": {"content": "', Content_Type="application/json"),
@@ -157,16 +183,18 @@ HTML: dict[str, Reply] = {"HTML": send(b"<!doctype html><p>Sign in</p>", Content
 FORM: dict[str, Reply] = {"wrong schema": said({"result": "something else"}), **HTML}
 CUT: dict[str, Reply] = {"cut answer": completion('{"rationale": "Looked at.", "faithf')}
 OF_SERVERS = {
-    "search": HTML,
-    "images": HTML,
-    "web": HTML,
-    "render": FORM,
-    "judge": FORM | CUT,
-    "summariser": FORM | CUT,
-    "teacher": FORM,
+    "policy": WIRE | FORM,
+    "search": WIRE | HTML,
+    "images": HTML | WIRE,
+    "web": WIRE | HTML,
+    "render": WIRE | FORM,
+    "gemini": WIRE | FORM,
+    "judge": WIRE | FORM | CUT,
+    "summariser": WIRE | FORM | CUT,
+    "teacher": WIRE | FORM,
 }
-"""Beside WIRE, where another try may help: a search whose answer has another form is that trajectory's observation, as a cut
-answer is the teacher's own turn, and a page in place of what the policy's server says of itself is another kind of server."""
+"""Faults after which another try may help: a search whose answer has another form is that trajectory's observation, as a cut
+answer is the teacher's own turn. They come in this order; search and images, the same service, begin at different ends of it."""
 REFUSED = {
     "inside": "http://inside.example/secret.png",
     "inward": "http://photos.example/inward.png",
@@ -235,15 +263,20 @@ class PolicyServer(ModelServer):
         return [*self.policy.encode(turn), self.policy.end]
 
 
+def look_at(encoded: str) -> None:
+    """Raise OSError, or an error of base64, where a picture sent is none."""
+    from PIL import Image
+
+    Image.open(io.BytesIO(base64.b64decode(encoded, validate=True))).load()
+
+
 def judged(messages: list[dict[str, Any]]) -> Any:
     """The judges' model, the filter of ground truths among them. It looks at what it is shown: a picture that is none has
     no score."""
-    from PIL import Image
-
     text = text_of(messages[1])
     for part in messages[1]["content"]:
         if part["type"] == "image_url":
-            Image.open(io.BytesIO(base64.b64decode(part["image_url"]["url"].partition(",")[2]))).load()
+            look_at(part["image_url"]["url"].partition(",")[2])
     if kind(messages) == "gt_filter":
         return FILTER
     number = hashlib.sha256(text.partition("<program>")[0].encode()).digest()[0]
@@ -259,9 +292,10 @@ class Services:
     def __init__(self, models: Path, dataset: Path, **every: int) -> None:
         """`every`: by server, which new question meets a fault first (1: each of them); none without. The model that writes
         requests and plays them knows the things of `dataset`'s world."""
-        self.faults = {n: Sometimes(every.get(n, 0), {**OF_SERVERS.get(n, {}), **WIRE}) for n in SERVERS}
+        self.faults = {n: Sometimes(every.get(n, 0), OF_SERVERS[n]) for n in SERVERS}
         self.policy = PolicyServer(models / "base", KEYS["GENEVOLVE_POLICY_KEY"])
-        self.policy.faults = OfPolicy(self.faults["policy"], self.policy)
+        self.policy.faults = of_policy = OfPolicy(self.faults["policy"], self.policy)
+        self.loads = of_policy.loads
         photos = {f"/p{n}.jpg": send(picture("JPEG", (90 + n, 60), colour=(40 * n, 90, 120))) for n in range(5)}
         bad = {
             "/bomb.png": send(bomb()),
@@ -269,12 +303,13 @@ class Services:
             "/page.png": send(b"<html>no picture</html>", Content_Type="image/png"),
             "/inward.png": moved("http://127.0.0.1/secret.png"),
         }
-        self.web = Server({p: self.faults["web"].over(r) for p, r in photos.items()} | bad)
+        now_and_then = {p: self.faults["web"].over(r) for p, r in photos.items() if p != "/p0.jpg"}
+        self.web = Server(photos | now_and_then | bad)  # the first photo is there: no program has to do without one
         self.inside = Server({"/secret.png": send(picture())})
         self.serper = Server({})
         self.serper.script = {
             "/search": [self.faults["search"].over(said({"organic": [row(n) for n in range(6)]}))],
-            "/images": [self.faults["images"].over(said({"images": [self.shown(n) for n in range(-len(REFUSED), 5)]}))],
+            "/images": [self.faults["images"].over(self.shown)],
         }
         self.judge = Server({PATH: self.faults["judge"].over(thinking(judged))})
         self.summariser = Server(
@@ -288,17 +323,25 @@ class Services:
         self.render = Server(
             {"/generate": self.faults["render"].over(drawn), "/health": said({"status": "healthy", "num_gpus": 1})}
         )
+        self.gemini = Server({f"/v1beta/models/{MODEL}:generateContent": self.faults["gemini"].over(painted)})
 
-    def shown(self, n: int) -> dict[str, str]:
-        """A row of the image search; the first are those that no fetcher may take."""
-        where = dict(enumerate(REFUSED.values(), -len(REFUSED)))
-        return {"title": f"The thing, picture {n}", "link": f"https://photos.example/{n}",
-                "imageUrl": where.get(n, f"http://photos.example/p{n}.jpg")}  # fmt: skip
+    def shown(self, h: BaseHTTPRequestHandler) -> None:
+        """The image search: those that no fetcher may take, then five photos, each question's at addresses of its own."""
+        asked = hashlib.sha256(h.body).hexdigest()[:8]  # type: ignore[attr-defined]
+        where = [*REFUSED.values(), *(f"http://photos.example/p{n}.jpg?for={asked}" for n in range(5))]
+        said(
+            {
+                "images": [
+                    {"title": f"The thing, picture {n}", "link": f"https://photos.example/{n}", "imageUrl": url}
+                    for n, url in enumerate(where)
+                ]
+            }
+        )(h)
 
     @contextmanager
     def running(self) -> Iterator[Services]:
         with ExitStack() as stack:
-            for name in ("policy", "web", "inside", "serper", "judge", "summariser", "render", "teacher"):
+            for name in ("policy", "web", "inside", "serper", "judge", "summariser", "render", "gemini", "teacher"):
                 stack.enter_context(getattr(self, name).running())
             yield self
 
@@ -314,15 +357,17 @@ class Services:
             "GENEVOLVE_SUMMARISER_URL": f"{self.summariser.url}/v1",
             "GENEVOLVE_SUMMARISER_USD_CALL": "0.01",
             "GENEVOLVE_RENDER_URL": self.render.url,
+            "GENEVOLVE_GEMINI_URL": f"{self.gemini.url}/v1beta",
             "GENEVOLVE_TEACHER_URL": f"{self.teacher.url}/v1",
             "GENEVOLVE_TEACHER_USD_CALL": "0.01",
             "PAPER_WEB_PORT": str(self.web.port),
             "PAPER_INSIDE_PORT": str(self.inside.port),
+            "PAPER_PATIENCE": "short" if any(f.every for f in self.faults.values()) else "",
         }
 
     def asked(self) -> dict[str, int]:
         """Return how many calls each server has had."""
-        others = ("serper", "judge", "summariser", "render", "web", "inside", "teacher")
+        others = ("serper", "judge", "summariser", "render", "gemini", "web", "inside", "teacher")
         plain = {n: len(getattr(self, n).requests) for n in others}
         return {**plain, "policy": len(self.policy.asked)}
 
@@ -341,6 +386,20 @@ def drawn(h: BaseHTTPRequestHandler) -> None:
     colour = tuple(hashlib.sha256(body["prompt"].encode()).digest()[:3])
     png = picture("PNG", (body["width"], body["height"]), colour=colour)
     said({"success": True, "image": base64.b64encode(png).decode()})(h)
+
+
+def painted(h: BaseHTTPRequestHandler) -> None:
+    """POST :generateContent of the Gemini API: a picture whose colour is the prompt's; the prompt comes first, then pictures."""
+    words, *pictures = json.loads(h.body)["contents"][0]["parts"]  # type: ignore[attr-defined]
+    for part in pictures:
+        look_at(part["inline_data"]["data"])
+    colour = tuple(hashlib.sha256(words["text"].encode()).digest()[:3])
+    data = {"mimeType": "image/png", "data": base64.b64encode(picture("PNG", (64, 64), colour=colour)).decode()}
+    made = {
+        "content": {"role": "model", "parts": [{"text": "Here it is."}, {"inlineData": data}]},
+        "finishReason": "STOP",
+    }
+    said({"candidates": [made], "usageMetadata": {"promptTokenCount": 500, "totalTokenCount": 1620}})(h)
 
 
 class Project:

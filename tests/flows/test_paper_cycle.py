@@ -1,6 +1,6 @@
-"""`genevolve evolve --profile paper`, the real command, with every service a server on loopback and tiny weights: a short cycle;
-then, slower, whole ones: stopped by its budget and by two processes, from data that models made, with faults at every server,
-those that make the data among them."""
+"""`genevolve evolve --profile paper`, the real command, with every service a server on loopback and tiny weights: a cycle of two
+rounds whose cold start trains in two processes, and a short one that the Gemini API draws; then, slower: stopped by its budget and
+all its training by two processes, from data that models made, with faults at every server, those that make the data among them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ import pytest
 
 from genevolve.policy.server import served_name
 from genevolve.records import Bundle, Trajectory, read_jsonl
+from genevolve.render.gemini import MODEL, USD_CALL
 from genevolve.training.checkpoint import policy_hash
-from tests.flows.paper import Project, Services, echoing, write_models
+from tests.flows.paper import KEYS, Project, Services, echoing, write_models
 from tests.services.chats import PATH
 
 IMPORTED = "dataset.imported=datasets/public"
 WEB = {"web", "web: private address", "web: pixels", "web: broken picture", "web: not a picture"}
 SHORT = ("cycle.steps=1", "cold_start.processes=1")
+GEMINI = ("render.backend=gemini", f"render.model={MODEL}")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,7 @@ def whole(project: Project, rounds: int = 2) -> None:
             assert t.reward.total is not None, f"{name} {t.id}: {t.reward.diagnostics}"
             assert [c.name for c in t.tool_calls] == ["search", "image_search", "query_knowledge"]
             assert all(c.ok for c in t.tool_calls), f"{name} {t.id}"
+    assert all(t.image for name in places[:2] for t in rows[name])
     for t in rows[places[-1]]:
         assert len(t.logprobs) == len(t.completion_ids) > 0
     for cycle in ("c000", "c001"):
@@ -94,26 +97,42 @@ def learnt(project: Project, services: Services, rounds: int) -> None:
     assert len({policy_hash(folder) for folder in policies}) == 3
 
 
-@pytest.mark.parametrize("renderer", ["diffusers", "service"])
-def test_a_short_cycle_trains_scores_and_leaks_nothing(
+@pytest.mark.parametrize("renderer", ["diffusers", "gemini"])
+def test_a_cycle_trains_scores_and_leaks_nothing(
     renderer: str, services: Services, models: Path, project: Path, tmp_path: Path
 ) -> None:
-    services.policy.by_chance = 1  # so that the only round is the best one, and its weights the cycle's
+    """By diffusers: two rounds, and a cold start by two processes. By the Gemini API: one round and one process; a quick bench of
+    its policy is drawn by our own server, too."""
+    rounds = 2 if renderer == "diffusers" else 1
+    services.policy.by_chance = rounds  # so that the last round is the best one, and its weights the cycle's
     paper = Project(tmp_path / "project", project, models, services)
     paper.import_data()
-    done = paper.ok(paper.evolve(IMPORTED, *SHORT, f"render.backend={renderer}"))
+    over = (IMPORTED, *(() if renderer == "diffusers" else (*SHORT, *GEMINI)))
+    done = paper.ok(paper.evolve(*over))
     assert "KScore on 2 bench requests about entities neither policy was trained on" in done.stdout
-    whole(paper, rounds=1)
-    learnt(paper, services, rounds=1)
-    policies = (paper.built / "c000/trained/policy", paper.built / "c001/trained/policy")
-    assert services.policy.names == [served_name(folder) for folder in policies], (
-        "the start's, and what the round made of it"
-    )
-    drew = "render" if renderer == "service" else renderer
-    assert set(ledger(paper)) == {"policy", "serper", "judge", "summariser", drew, *WEB}
-    assert len(services.render.requests) == (ledger(paper)[drew][0] if renderer == "service" else 0)
+    whole(paper, rounds)
+    learnt(paper, services, rounds)
+    start, end = paper.built / "c000/trained/policy", paper.built / "c001/trained/policy"
+    names = services.policy.names
+    assert (names[0], names[-1]) == (served_name(start), served_name(end))
+    assert len(names) == 1 + rounds, "the start's, and what each round made of it"
+    found = ledger(paper)
+    assert set(found) == {"policy", "serper", "judge", "summariser", renderer, *WEB}
+    drawn = services.gemini.requests
+    assert {headers["x-goog-api-key"] for *_, headers, _ in drawn} <= {KEYS["GENEVOLVE_GEMINI_KEY"]}
+    assert not any("authorization" in headers for *_, headers, _ in drawn)
+    if renderer == "gemini":
+        assert found["gemini"][0] == len(drawn) > 0
+        assert found["gemini"][2] == pytest.approx(USD_CALL * len(drawn))
+        look = ("--policy", str(end), "--dataset", str(paper.built / "dataset"), "--out", "build/look")
+        paper.ok(
+            paper.run("bench", "--profile", "paper", *look, *paper.sizes("render.backend=service", "bench.requests=2"))
+        )
+        seen = list(read_jsonl(paper.folder / "build/look/blocks/00000.jsonl", Trajectory))
+        assert len([t for t in seen if t.image and t.reward and t.reward.total is not None]) == 2
+        assert ledger(paper)["render"][0] == len(services.render.requests) == 2
     assert services.inside.requests == []
-    examined = paper.run("doctor", "--profile", "paper", *paper.sizes(IMPORTED)).stdout.splitlines()
+    examined = paper.run("doctor", "--profile", "paper", *paper.sizes(*over)).stdout.splitlines()
     asked = ("policy server", "search service", "judge service", "summariser service", "base policy", "embedder model")
     assert [line for line in examined if line[9:].startswith(asked) and not line.startswith("ok")] == [], examined
     assert sum(line[9:].startswith(asked) for line in examined) == len(asked), examined
@@ -234,20 +253,24 @@ def test_a_whole_cycle_is_stopped_by_its_budget_goes_on_ends_and_asks_nothing_tw
 
 @pytest.mark.slow
 @pytest.mark.faults
+@pytest.mark.parametrize("renderer", ["service", "gemini"])
 def test_a_cycle_with_faults_at_every_server_ends_and_loses_no_record(
-    models: Path, dataset: Path, project: Path, tmp_path: Path
+    renderer: str, models: Path, dataset: Path, project: Path, tmp_path: Path
 ) -> None:
-    every = {"policy": 3, "search": 1, "images": 1, "web": 2, "render": 1, "judge": 2, "summariser": 1}
+    drawer = "render" if renderer == "service" else "gemini"
+    every = {"policy": 3, "search": 1, "images": 1, "web": 1, drawer: 1, "judge": 2, "summariser": 1}
     with Services(models, dataset, **every).running() as services:
         paper = Project(tmp_path / "project", project, models, services)
         paper.import_data()
-        paper.ok(paper.evolve(IMPORTED, "render.backend=service"))
+        paper.ok(paper.evolve(IMPORTED, *(GEMINI if renderer == "gemini" else ("render.backend=service",))))
         met = {name: dict(services.faults[name].met) for name in every}
-    assert all(len(met[n]) == len(services.faults[n].kinds) for n in ("policy", "search", "render", "judge")), met
-    assert all(met.values()), met
+        loads = dict(services.loads.met)
+    kinds = {name: set(services.faults[name].kinds) for name in every}
+    assert all(set(met[n]) == kinds[n] for n in ("policy", "web", drawer, "judge")), met
+    assert {*met["search"], *met["images"]} == kinds["search"], "six questions to each, seven faults"
+    assert {"hang", "drip"} <= set(met["summariser"]), "a question a pair: the slowest come first"
+    assert set(loads) == {"429", "500"}
     whole(paper)
-    shown = [t for rows in played(paper).values() for t in rows if t.image]
-    assert shown, "pictures of the renderer's server"
     rounds = [paper.built / f"c001/trained/rounds/{n}" for n in ("001", "002")]
     pairs = [b for folder in rounds for b in read_jsonl(folder / "bundles.jsonl", Bundle)]
     assert pairs
@@ -255,8 +278,9 @@ def test_a_cycle_with_faults_at_every_server_ends_and_loses_no_record(
     assert [row["missing_rewards"] for row in curve] == [0, 0]
     assert sum(row["pairs_without_bundle"] for row in curve) == 0
     found = ledger(paper)
-    assert found["judge"][0] == len(services.judge.requests), "a row an attempt"
-    assert set(found) >= {"policy", "serper", "judge", "summariser", "render", *WEB}
+    for name, server in (("judge", services.judge), (drawer, getattr(services, drawer))):
+        assert found[name][0] == len(server.requests), f"{name}: a row an attempt"
+    assert set(found) >= {"policy", "serper", "judge", "summariser", drawer, *WEB, "web: time"}
     assert paper.leaks() == []
 
 

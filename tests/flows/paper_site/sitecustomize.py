@@ -1,5 +1,6 @@
 """With this folder on PYTHONPATH, a Python process lives in a small Internet: names ending in .example resolve to one public
 address, inside.example to a private one, and whoever dials them reaches the servers of $PAPER_WEB_PORT and $PAPER_INSIDE_PORT.
+With PAPER_PATIENCE=short, servers that hang are left after seconds, not minutes.
 
 Below the sockets, so that no code of the project is touched: what it checks of a name's addresses is checked as ever.
 """
@@ -12,7 +13,6 @@ import sys
 
 PUBLIC, PRIVATE = "93.184.215.14", "10.1.2.3"
 PORTS = {PUBLIC: "PAPER_WEB_PORT", PRIVATE: "PAPER_INSIDE_PORT"}
-EDIT = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus"
 _look_up, _connect = socket.getaddrinfo, socket.create_connection
 
 
@@ -34,21 +34,54 @@ def connect(address, *more, **how):
 socket.getaddrinfo, socket.create_connection = look_up, connect
 
 
-class SmallReferences(importlib.abc.MetaPathFinder):
+def small_references(module):
     """The edit pipeline looks at its references at 64 x 64 pixels: at its own 1024 x 1024 a picture takes a CPU minutes."""
+    module.VAE_IMAGE_SIZE, module.CONDITION_IMAGE_SIZE = 64 * 64, 64 * 64
+
+
+def short_attempts(module):
+    """An attempt at a call ends after a hundredth of its time, and three seconds at least: 3 s, and 9 for those that sample or
+    draw. How often it is made, and for how long in all, stays as it is."""
+    start = module.Patience.__init__
+
+    def begin(self, *more, **how):
+        start(self, *more, **how)
+        object.__setattr__(self, "attempt", max(3.0, self.attempt / 100))
+
+    module.Patience.__init__ = begin
+
+
+def short_downloads(module):
+    """A picture is waited for for three seconds, not twelve."""
+    start = module.Limits.__init__
+
+    def begin(self, *more, **how):
+        start(self, *more, **how)
+        object.__setattr__(self, "seconds", 3.0)
+
+    module.Limits.__init__ = begin
+
+
+AFTER = {"diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus": small_references}
+if os.environ.get("PAPER_PATIENCE") == "short":
+    AFTER |= {"genevolve.services.patience": short_attempts, "genevolve.tools.fetch": short_downloads}
+
+
+class Changed(importlib.abc.MetaPathFinder):
+    """Modules that are changed when they have been read."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != EDIT:
+        if name not in AFTER:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         run = spec.loader.exec_module
 
         def exec_module(module):
             run(module)
-            module.VAE_IMAGE_SIZE, module.CONDITION_IMAGE_SIZE = 64 * 64, 64 * 64
+            AFTER[name](module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-sys.meta_path.insert(0, SmallReferences())
+sys.meta_path.insert(0, Changed())
