@@ -1,8 +1,12 @@
-"""The fault matrix of docs/operations.md: nights under Prefect's server and worker, with DVC, cut at each link in every stage."""
+"""The fault matrix of docs/operations.md: nights under Prefect's server and worker, with DVC, cut at each link in every stage, or
+without the server's database."""
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +99,27 @@ class Served:
         assert self.state() == "CRASHED"
         self.run = ""
 
+    def books_locked(self, work: psutil.Process, stage: str) -> None:
+        """Somebody else writes in Prefect's database while the stage ends: the server waits, and the night does not notice."""
+        with closing(sqlite3.connect(self.books() / "prefect.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            self.release(stage, work)
+
+    def books_gone(self, work: psutil.Process, stage: str) -> None:
+        """The server and all that it knew are gone: the night ends; `make serve deploy` begins anew, and the next goes on."""
+        process = dvc_of(work.pid).parent()
+        assert process is not None
+        self.kill_server()
+        shutil.rmtree(self.books())
+        self.release(stage, work, process)
+        self.serve()
+        self.project.ok("genevolve", "deploy")
+        assert self.state() == "unknown"
+        self.run = ""
+
+    def books(self) -> Path:
+        return self.project.folder / ".genevolve" / "prefect"
+
     def all_at_once(self, work: psutil.Process, stage: str) -> None:
         """As when the machine is switched off: `make serve` tells the server what was cut off, and the next night goes on."""
         processes = self.project.left()
@@ -124,8 +149,10 @@ CELLS = {
     "worker": STAGES,
     "server": STAGES,
     "server_gone": ("cold_start", "evolve"),
+    "books_locked": ("cold_start", "evolve"),
+    "books_gone": ("cold_start", "evolve"),
 }
-"""A night that loses its server is the same in every stage: two stand for all."""
+"""A night that loses its server, or whose server cannot write, is the same in every stage: two stand for all."""
 MARKED = [pytest.param(f, marks=pytest.mark.xdist_group(f"served chain {i % 2}")) for i, f in enumerate(CELLS)]
 
 

@@ -170,12 +170,35 @@ def test_a_load_may_take_longer_than_other_calls_and_is_sent_once(
     assert now.model_of(served_name(trained))
     assert server.count(path) == 2, "a server that is busy is asked again, one at work is not"
     monkeypatch.setenv(START, "0.6")
+    server.weight_version = "another"
+    server.cards.pop(served_name(trained), None)
     server.faults[path] = [server.hang()]
     with pytest.raises(
         PolicyError, match=r"did not load the weights \(.*: the policy service does not answer \(time\)"
     ):
         loop.run(load(client, trained, now))
     assert server.count(path) == 3
+
+
+@pytest.mark.parametrize("how", ["sglang", "lora"])
+def test_a_load_whose_answer_is_lost_is_seen_in_what_the_server_says(
+    start: Any, folder: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    client, server = start("sglang" if how == "sglang" else "vllm")
+    monkeypatch.setenv(RELOAD, how)
+    monkeypatch.setattr("genevolve.policy.server.LOOK_AGAIN", 0.05)
+    if how == "lora":
+        (trained / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+    path = "/update_weights_from_disk" if how == "sglang" else "/v1/load_lora_adapter"
+
+    def loads_and_resets(handler: Any) -> None:
+        server._reply(handler, server.asked[-1][1])
+        reset(handler)
+
+    server.faults[path] = [loads_and_resets]
+    now = loop.run(load(client, trained, loop.run(serving(client))))
+    assert now.model_of(served_name(trained))
+    assert server.count(path) == 1
 
 
 def test_a_command_restarts_the_server_and_is_waited_for(

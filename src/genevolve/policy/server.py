@@ -37,6 +37,12 @@ CARDS, CARD = Path("build/served"), "served.json"
 """Where policy folders without weights lie, and the file in one that says which model of a server is meant."""
 LOOK_AGAIN = 2.0
 """Seconds between two looks at a server that is starting."""
+AFTER_LOST = 60.0
+"""Seconds for which a server is looked at whose answer to a load was lost: it may have loaded the weights all the same."""
+
+
+class _LostError(PolicyError):
+    """No answer to a load came whole."""
 
 
 @dataclass(frozen=True)
@@ -133,14 +139,20 @@ async def load(client: Client, folder: Path, now: Serving) -> Serving:
             f"The policy's server serves {', '.join(list(now.cards)[:4])}, not the weights of {folder}: start it on them under "
             f"the name {name} (vLLM: --served-model-name {name}), or set {RELOAD}."
         )
-    if how == "lora":
-        await _load_adapter(client, folder, name, now)
-    elif how == "sglang":
-        body = {"model_path": str(folder.resolve()), "weight_version": name}
-        await _post(client, "/update_weights_from_disk", body, root=True)
-    else:
-        await asyncio.get_running_loop().run_in_executor(None, _run, how, folder, name)
-    return await _wait(client, folder, name)
+    try:
+        if how == "lora":
+            await _load_adapter(client, folder, name, now)
+        elif how == "sglang":
+            body = {"model_path": str(folder.resolve()), "weight_version": name}
+            await _post(client, "/update_weights_from_disk", body, root=True)
+        else:
+            await asyncio.get_running_loop().run_in_executor(None, _run, how, folder, name)
+    except _LostError as lost:
+        try:
+            return await _wait(client, folder, name, min(AFTER_LOST, _patience()))
+        except PolicyError:
+            raise lost from None
+    return await _wait(client, folder, name, _patience())
 
 
 async def _load_adapter(client: Client, folder: Path, name: str, now: Serving) -> None:
@@ -156,7 +168,7 @@ async def _post(client: Client, path: str, body: Mapping[str, Any], *, root: boo
     try:
         status, value = await client.look(path, body, root=root, seconds=_patience())
     except CallError as e:
-        raise PolicyError(f"The policy's server did not load the weights ({path}: {e.reason}).") from None
+        raise _LostError(f"The policy's server did not load the weights ({path}: {e.reason}).") from None
     if status != 200 or (isinstance(value, dict) and value.get("success") is False):
         said = str(value.get("message") or value.get("error") or "")[:200] if isinstance(value, dict) else ""
         raise PolicyError(f"The policy's server did not load the weights ({path}: HTTP {status}). {said}".rstrip())
@@ -173,9 +185,9 @@ def _run(command: str, folder: Path, name: str) -> None:
         raise PolicyError(f"The command of {RELOAD} ended with {done.returncode}: the server has no new weights.")
 
 
-async def _wait(client: Client, folder: Path, name: str) -> Serving:
-    """Look at the server until it says that it serves `name`: it may be starting."""
-    deadline, said = time.monotonic() + _patience(), "nothing"
+async def _wait(client: Client, folder: Path, name: str, patience: float) -> Serving:
+    """Look at the server for so many seconds until it says that it serves `name`: it may be starting."""
+    deadline, said = time.monotonic() + patience, "nothing"
     while True:
         try:
             now = await serving(client)
@@ -186,7 +198,7 @@ async def _wait(client: Client, folder: Path, name: str) -> Serving:
             said = str(e)
         if time.monotonic() >= deadline:
             raise PolicyError(
-                f"The policy's server does not serve {name}, the weights of {folder}, after {_patience():g} s ({START}); it "
+                f"The policy's server does not serve {name}, the weights of {folder}, after {patience:g} s ({START}); it "
                 f"says: {said}."
             )
         await asyncio.sleep(min(LOOK_AGAIN, max(0.0, deadline - time.monotonic())))
