@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 import sys
@@ -519,8 +520,8 @@ def rollback(reason: Reason, line: Line = "") -> None:
     typer.echo(f"champion: version {version}, {track.champion(line)}; before: {track.previous(line) or 'nobody'}")
 
 
-@app.command()
-def gc(
+@app.command("gc")
+def collect(
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; without, only say what would go.")] = False,
     keep: Annotated[int | None, typer.Option(help="Keep the last so many cycles (default: retention.cycles).")] = None,
     profile: Profile = None,
@@ -564,6 +565,7 @@ def main() -> None:
     """Run the command line: an error is one sentence on stderr and an exit code that is not 0; --debug shows the trace."""
     if str(Path.cwd()) not in sys.path:  # flows/ lies beside params.yaml, not in the package
         sys.path.insert(0, str(Path.cwd()))
+    gc.set_threshold(50_000)  # the imports of torch and MLflow make a million objects that stay
     try:
         app()
     except KeyboardInterrupt:
@@ -578,6 +580,8 @@ def main() -> None:
         else:
             print(f"genevolve: {sentence(error).removesuffix(MAY_PASS)}{MAY_PASS if passing else ''}", file=sys.stderr)
         sys.exit(TRY_LATER if passing else getattr(error, "exit_code", 1))
+    finally:
+        gc.freeze()  # the interpreter's last collection would take a second over them
 
 
 def _close_bars() -> None:
