@@ -31,8 +31,10 @@ class Served:
     def __init__(self, folder: Path, project: Path, fault: str) -> None:
         (port,) = free_ports(1)
         self.api, self.fault = f"http://127.0.0.1:{port}/api", fault
-        ports = {"GENEVOLVE_PREFECT_PORT": str(port), "PREFECT_WORKER_QUERY_SECONDS": "1"}
-        self.project = Project(folder, project, **ports, **{SWITCH_VARIABLE: "off"})
+        how = {"GENEVOLVE_PREFECT_PORT": str(port), "PREFECT_WORKER_QUERY_SECONDS": "1", SWITCH_VARIABLE: "off"}
+        if fault.endswith("_gone"):
+            how["PREFECT_CLIENT_MAX_RETRIES"] = "2"  # nobody comes back, and the usual five take minutes
+        self.project = Project(folder, project, **how)
         self.run = ""
         """the run at work"""
 
