@@ -98,7 +98,7 @@ def experiment(folder: Path = FOLDER) -> tuple[str, str]:
 def _mlflow(uri: str) -> Any:
     import logging
 
-    # Spans are written 5 at a time otherwise, a transaction each: a quarter of what a stage's end takes.
+    # Spans are written 5 at a time otherwise, a transaction each.
     os.environ.setdefault("MLFLOW_ASYNC_TRACE_LOGGING_MAX_SPAN_BATCH_SIZE", "512")
     import mlflow
 
