@@ -18,6 +18,7 @@ import yaml
 from genevolve.errors import MAY_PASS, StageError, TryLaterError
 from genevolve.files import write_whole
 from genevolve.profiles import read_yaml
+from genevolve.stages.telling import LATER_VARIABLE
 
 IMPORT, LOCK = "data.dvc", Path("dvc.lock")
 RESTORE_ONLY = "GENEVOLVE_RESTORE_ONLY"
@@ -48,11 +49,14 @@ WAIT_SECONDS, TRIES = 5.0, 120
 
 
 def repro(stage: str) -> None:
-    """Bring one stage up to date and nothing else; raise StageError when it fails, TryLaterError when that may pass."""
+    """Bring one stage up to date and nothing else; raise StageError when it fails, TryLaterError when that may pass.
+
+    What it has to tell MLflow lies beside its folder then, whatever became of it (stages/telling.py).
+    """
     _mend(LOCK)
     if stage == IMPORT:
         _prepare_import()
-    _dvc("repro", "-s", stage)
+    _dvc("repro", "-s", stage, environment={LATER_VARIABLE: "1"})
 
 
 def _prepare_import() -> None:

@@ -28,7 +28,7 @@ import genevolve
 from flows import dvc
 from flows.deploy import POOLS
 from flows.plain import flow, task
-from flows.stages import RETRIES, dvc_name, recorded
+from flows.stages import RETRIES, dvc_name, recorded, repro
 from genevolve.errors import SettingsError, StageError, TryLaterError
 from genevolve.files import write_whole
 from genevolve.ledger import Ledger
@@ -205,7 +205,7 @@ def _gpu_stage(name: str, cycle: str, handover: Handover) -> dict[str, Any]:
     if handover.home == here.home:
         if handover.mlflow_run:  # this process serves this one run
             os.environ[PARENT_VARIABLE] = handover.mlflow_run
-        dvc.repro(dvc_name(name, cycle, workspace))
+        repro(name, cycle, workspace)
         return recorded(name, cycle, workspace)
     if handover.code != here.code:
         raise SettingsError(
@@ -218,7 +218,7 @@ def _gpu_stage(name: str, cycle: str, handover: Handover) -> dict[str, Any]:
             write_whole(Path(file), handover.files[file])
     dvc.pull(*inputs_of(cycle, workspace))
     stage = dvc_name(name, cycle, workspace)
-    dvc.repro(stage)
+    repro(name, cycle, workspace)
     dvc.push(stage)
     reports = {path: Path(path).read_text(encoding="utf-8") for path in _reports(name, cycle, workspace)}
     # No key: it is for the other machine, not for Prefect's page of artifacts.

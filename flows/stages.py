@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from flows import dvc
@@ -10,6 +11,7 @@ from flows.plain import task
 from genevolve.errors import StageError, may_pass
 from genevolve.settings import Settings
 from genevolve.stages.runner import job, run_job
+from genevolve.stages.telling import tell_when_over, told
 from genevolve.workspace import Workspace
 
 _DVC_NAMES = {"build": "build", "data": dvc.IMPORT}
@@ -41,8 +43,17 @@ def run_stage(
     """Bring one stage up to date; return {metrics, seconds, peak_memory_mb} of the run that made its folder."""
     if not use_dvc:
         return run_job(job(name, cycle, workspace, settings))
-    dvc.repro(dvc_name(name, cycle, workspace))
+    repro(name, cycle, workspace)
     return recorded(name, cycle, workspace)
+
+
+def repro(name: str, cycle: str, workspace: Workspace) -> None:
+    """Bring one stage up to date by DVC, and tell MLflow what it did, what it left when it was killed earlier included."""
+    if name == "data":
+        dvc.repro(dvc_name(name, cycle, workspace))
+        return
+    with told(partial(tell_when_over, job(name, cycle, workspace).out)):
+        dvc.repro(dvc_name(name, cycle, workspace))
 
 
 def dvc_name(name: str, cycle: str, workspace: Workspace) -> str:

@@ -81,7 +81,7 @@ def test_the_rubric_comes_out_of_the_releases_file_as_the_page_says(tmp_path: Pa
 SERVICES = {"POLICY", "JUDGE", "SUMMARISER", "TEACHER", "WRITER", "AUDITOR", "RENDER", "GEMINI"}
 """Each is read by `Endpoint.from_environment`."""
 FIELDS = ("URL", "KEY", "CONCURRENCY", "RATE", "TPM", "USD_IN", "USD_OUT", "USD_CALL")
-INTERNAL = {"COMMAND", "BUDGET", "DEBUG", "HOME", "MLFLOW_RUN", "PROBE", "RESTORE_ONLY", "SERVE"}
+INTERNAL = {"COMMAND", "BUDGET", "DEBUG", "HOME", "MLFLOW_RUN", "PROBE", "RESTORE_ONLY", "SERVE", "TELL_LATER"}
 """What a process tells those that it starts, or what an option says as well."""
 UNNAMED = {
     *(f"SUMMARISER_{f}" for f in ("CONCURRENCY", "RATE", "TPM", "USD_CALL")),  # "and its fellows"

@@ -85,15 +85,10 @@ def test_a_cycle_holds_its_stages_and_goes_on_as_the_same_run(track: MlflowTrack
     assert [(m.step, m.value) for m in history] == [(0, 0.1), (5, 0.2)]
 
 
-def test_a_stage_that_failed_or_was_killed_says_so(track: MlflowTracker, client: Any) -> None:
-    with pytest.raises(ZeroDivisionError), track.stage("bench@c009", {}):
+def test_a_stage_that_cannot_be_told_to_its_end_says_so(track: MlflowTracker, client: Any) -> None:
+    with pytest.raises(ZeroDivisionError), track.stage("bench@c009", {}, status="FINISHED"):
         raise ZeroDivisionError
     assert [r.info.status for r in runs(client, "tags.stage = 'bench@c009'")] == ["FAILED"]
-    experiment = client.get_experiment_by_name("genevolve").experiment_id
-    client.create_run(experiment, tags={"stage": "bench@c008", "kind": "stage"})  # what kill -9 leaves behind
-    with track.stage("bench@c008", {}):
-        pass
-    assert sorted(r.info.status for r in runs(client, "tags.stage = 'bench@c008'")) == ["FINISHED", "KILLED"]
 
 
 def test_an_error_is_not_hidden_by_a_run_that_cannot_be_closed(

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -42,7 +43,9 @@ class Tracker(Protocol):
 
     def cycle(self, name: str, params: Mapping[str, Any], entry: str = "") -> Any: ...
     def arm(self, name: str, params: Mapping[str, Any]) -> Any: ...
-    def stage(self, name: str, params: Mapping[str, Any]) -> Any: ...
+    def stage(
+        self, name: str, params: Mapping[str, Any], *, status: str, began: float, ended: float, parent: str | None
+    ) -> Any: ...
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
     def log_outcome(self, outcome: str, words: str) -> None: ...
     def log_start(self, name: str, metrics: Mapping[str, float], entry: str = "") -> None: ...
@@ -185,28 +188,36 @@ class MlflowTracker:
                 yield
             finally:
                 _restore(PARENT_VARIABLE, before)
+                self._mlflow.flush_trace_async_logging()
 
     @contextmanager
-    def stage(self, name: str, params: Mapping[str, Any]) -> Iterator[None]:
-        """A run nested in the cycle's. One that a killed process left running is marked as killed."""
-        parent = os.environ.get(PARENT_VARIABLE)
-        where = f"tags.stage = '{name}' and attributes.status = 'RUNNING'"
-        if store.is_shared():  # another machine's is none of ours
-            where += f" and tags.machine = '{_machine()}'"
-        for stale in self._runs(where + (f" and tags.mlflow.parentRunId = '{parent}'" if parent else "")):
-            self._client.set_terminated(stale.info.run_id, "KILLED")
-        with self._open(
-            experiment_id=self._experiment,
-            run_name=name,
-            nested=parent is not None,
-            parent_run_id=parent,
-            tags={"stage": name, "kind": "stage", "machine": _machine()},
-        ):
+    def stage(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        *,
+        status: str = "FINISHED",
+        began: float | None = None,
+        ended: float | None = None,
+        parent: str | None = None,
+    ) -> Iterator[None]:
+        """A run of a stage that is over: MLflow's `status`, when it began and ended (seconds since the epoch, default now), and
+        the run that it is nested in, default the cycle's or arm's that this process is in."""
+        from mlflow.tracking.context.registry import resolve_tags  # who, with what command, at which commit
+
+        tags = {"stage": name, "kind": "stage", "machine": _machine()}
+        if parent := parent or os.environ.get(PARENT_VARIABLE):
+            tags["mlflow.parentRunId"] = parent
+        run = self._client.create_run(self._experiment, _milliseconds(began), resolve_tags(tags), name)
+        alone = self._mlflow.active_run() is None  # else traces are written while the cycle goes on: 70 ms each
+        with self._open(run_id=run.info.run_id, nested=True):
             self._log_params(params)
             try:
                 yield
             finally:
-                self._mlflow.flush_trace_async_logging()
+                if alone:
+                    self._mlflow.flush_trace_async_logging()
+        self._client.set_terminated(run.info.run_id, status, _milliseconds(ended))
 
     @contextmanager
     def _open(self, **how: Any) -> Iterator[Any]:
@@ -457,7 +468,11 @@ class NullTracker:
     def cycle(self, name: str, params: Mapping[str, Any], entry: str = "") -> Iterator[None]:
         yield
 
-    arm = stage = cycle
+    arm = cycle
+
+    @contextmanager
+    def stage(self, name: str, params: Mapping[str, Any], **over: Any) -> Iterator[None]:
+        yield
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
     def log_outcome(self, outcome: str, words: str) -> None: ...
@@ -496,6 +511,10 @@ def _raise_unless_absent(error: Any) -> None:
 
 def _alias(alias: str, line: str) -> str:
     return f"{alias}-{line}" if line else alias
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return int(1000 * (time.time() if seconds is None else seconds))
 
 
 def _user() -> str:

@@ -13,15 +13,13 @@ the same inputs left there: the body goes on from its complete records.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import importlib
 import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,8 @@ from genevolve.files import write_whole
 from genevolve.ledger import COLD_START_SECTIONS, CYCLE_SECTIONS, Ledger
 from genevolve.profiles import load
 from genevolve.settings import Settings
-from genevolve.tracking import Tracker, numbers, tracker
+from genevolve.stages import telling
+from genevolve.tracking import Tracker, numbers
 from genevolve.training.checkpoint import base_folder
 from genevolve.workspace import Workspace, folder_digest
 
@@ -128,7 +127,8 @@ def job(stage: str, cycle: str, workspace: Workspace, settings: Settings | None 
 def run_job(job: Job, track: Tracker | None = None) -> dict[str, Any]:
     """Run a stage unless its folder is there with the same fingerprint; return {metrics, seconds, peak_memory_mb, skipped}.
 
-    Raises StageError when an input is missing.
+    What it did is told to `track`, default the project's, unless the caller does that (telling.py). Raises StageError when
+    an input is missing.
     """
     for name, path in job.inputs.items():
         local = name != "base" or job.settings.policy.backend == "local"
@@ -138,16 +138,18 @@ def run_job(job: Job, track: Tracker | None = None) -> dict[str, Any]:
             )
             raise StageError(f"{job.title} needs {name} at {path}, which is missing: {mend}")
     job.out.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(job):
+    tell = telling.teller(job.out, track)
+    with telling.alone(job.out), telling.told(tell):
         fingerprint = job.fingerprint()
         stamp = _read(job.beside(".done.json"))
         if stamp.get("fingerprint") == fingerprint and _is_whole(job, stamp):
             _write_reports(job, stamp["metrics"], stamp["curve"])
             return {**stamp, "skipped": True}
         partial = _partial(job, fingerprint)
+        params = job.settings.section_values(*sections_of(job.stage, job.settings))
         began = time.monotonic()
-        with _PeakMemory() as memory:
-            metrics, curve = _run_body(job, partial, track or tracker())
+        with _PeakMemory() as memory, telling.noted(job.out, job.title, params) as note:
+            metrics, curve = _run_body(job, partial, note)
         stamp = {
             "fingerprint": fingerprint,
             "metrics": metrics,
@@ -182,32 +184,20 @@ def _put_in_place(job: Job) -> None:
     job.beside(".partial.json").unlink(missing_ok=True)
 
 
-def _run_body(job: Job, partial: Path, track: Tracker) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _run_body(job: Job, partial: Path, note: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     module = importlib.import_module(f"genevolve.stages.{job.stage}")
-    params = job.settings.section_values(*sections_of(job.stage, job.settings))
-    with track.stage(job.title, params):
-        metrics = dict(module.run(job.settings, **job.inputs, out=partial))
-        curve = [dict(row) for row in metrics.pop("curve", [])]
-        shown = {kind: [partial / path for path in metrics.pop(kind, [])] for kind in ("images", "pages")}
-        traces: Mapping[str, Any] = metrics.pop("traces", {})
-        dataset = job.inputs.get("dataset") or (partial if job.stage == "build" else None)
-        if dataset is not None:
-            track.log_dataset(dataset, folder_digest(dataset), "evaluation" if job.stage == "bench" else "training")
-        track.log_metrics(metrics)
-        track.log_curve(curve)
-        for kind, paths in shown.items():
-            track.log_files(paths, kind)
-        for label, trajectories in traces.items():
-            track.log_traces(trajectories, label)
+    metrics = dict(module.run(job.settings, **job.inputs, out=partial))
+    curve = [dict(row) for row in metrics.pop("curve", [])]
+    note["files"] = {kind: [str(path) for path in metrics.pop(kind, [])] for kind in ("images", "pages")}
+    traces: Mapping[str, Any] = metrics.pop("traces", {})
+    note["traces"] = {label: [t.model_dump(mode="json") for t in told] for label, told in traces.items()}
+    dataset = job.inputs.get("dataset")
+    if job.stage == "build":
+        note["dataset"] = [str(job.out), folder_digest(partial), "training"]
+    elif dataset is not None:
+        note["dataset"] = [str(dataset), folder_digest(dataset), "evaluation" if job.stage == "bench" else "training"]
+    note |= {"metrics": metrics, "curve": curve}
     return metrics, curve
-
-
-@contextmanager
-def _alone(job: Job) -> Iterator[None]:
-    """Hold the stage's lock: an orphan of a killed run may still be writing."""
-    with job.beside(".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _partial(job: Job, fingerprint: str) -> Path:
