@@ -56,13 +56,17 @@ def _open_night(
             )
     else:
         promoted = [*ledger.roots, *(c for c in ledger.cycles if was_promoted(workspace, c))]
+        longer, first = ledger.open_cycle(settings)
+        if promoted == [first] and not _was_here(workspace, first, track):
+            workspace.report(first, "gate").unlink()  # a fresh clone: the gate decides anew
+            promoted = []
         if promoted and not isinstance(track, NullTracker):
             lost = promoted[-1]
             raise SettingsError(
                 f"the registry names no champion, though the gate made {lost} one: bring mlruns/mlflow.db back, run "
-                f"the cycle here (`make evolve` in a fresh clone), or say which cycle to go on from (--parent {lost})"
+                f"the cycle here (`make evolve`), or say which cycle to go on from (--parent {lost})"
             )
-        ledger, first = ledger.open_cycle(settings)
+        ledger = longer
         if not published(workspace, first):
             return ledger, first
         name = ledger.entry(first).parent
@@ -73,6 +77,12 @@ def _open_night(
             return ledger, last
     after = latest(workspace, ledger, name)
     return ledger.open_night(settings, name, after)
+
+
+def _was_here(workspace: Workspace, cycle: str, track: Tracker) -> bool:
+    """Say whether a cycle ran on this machine; in a fresh clone there are only the notes that git keeps of it."""
+    known = any(title == workspace.title(cycle) for _, title, _ in track.policies())
+    return known or workspace.trained(cycle).is_dir()
 
 
 def _same(ledger: Ledger, last: str, settings: Settings, name: str, parent: str) -> bool:

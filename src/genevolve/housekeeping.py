@@ -66,9 +66,10 @@ def kept(workspace: Workspace, track: Tracker, retention: Retention) -> set[str]
 
 
 def was_promoted(workspace: Workspace, cycle: str) -> bool:
-    """Say whether a cycle's gate made its policy champion."""
-    note = workspace.report(cycle, "gate")
-    return note.exists() and bool(json.loads(note.read_text(encoding="utf-8"))["promoted"])
+    """Say whether a cycle's gate made its policy champion; one that was cut off behind its decision has not yet."""
+    path = workspace.report(cycle, "gate")
+    note = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return bool(note.get("promoted") and note.get("done", True))
 
 
 def plan(workspace: Workspace, track: Tracker, retention: Retention) -> list[Gone]:

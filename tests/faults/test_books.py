@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import sys
@@ -92,11 +93,12 @@ def first_cycle() -> dict[str, Any]:
     return evolution_cycle("tiny")
 
 
+@pytest.mark.parametrize("work", [first_cycle, night])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_kill_9_at_the_gate_and_behind_it(window: str, switches: Switches) -> None:
-    assert in_a_process(killed_in, window, first_cycle) == -signal.SIGKILL
+def test_kill_9_at_the_gate_and_behind_it(window: str, work: Callable[[], Any], switches: Switches) -> None:
+    assert in_a_process(killed_in, window, work) == -signal.SIGKILL
     assert switches.calls() == ONCE
-    assert in_a_process(first_cycle) == 0
+    assert in_a_process(work) == 0
     assert switches.calls() == ONCE
     track = MlflowTracker()
     assert (track.champion("tiny"), track.previous("tiny"), decided(PLACE, "c001")) == ("tiny/c001", None, True)
@@ -181,6 +183,21 @@ def test_a_database_that_is_gone_costs_no_champion(switches: Switches, tmp_path:
     assert (done["cycle"], done["parent"], done["promoted"]) == ("c002", "c001", True)
     assert MlflowTracker().champion("tiny") == "tiny/c002"
     assert list(Ledger.read(PLACE.ledger).cycles) == ["c001", "c002"]
+
+
+def test_the_first_night_in_a_fresh_clone_is_the_cycle_whose_notes_came_with_git(
+    switches: Switches, tmp_path: Path
+) -> None:
+    assert in_a_process(night) == 0
+    toys.empty_database(tmp_path / "mlruns")
+    for folder in ("dataset", "c000", "c001"):  # git has none of it; it has the ledger and the reports
+        shutil.rmtree(PLACE.root / folder)
+    assert in_a_process(killed_in, "before the policy is registered", night) == -signal.SIGKILL
+    done = night()
+    assert (done["cycle"], done["parent"], done["promoted"]) == ("c001", "c000", True)
+    assert MlflowTracker().champion("tiny") == "tiny/c001"
+    assert switches.calls() == ONCE + ONCE
+    assert night()["parent"] == "c001"
 
 
 def test_a_damaged_database_is_one_sentence_and_nothing_is_lost(switches: Switches) -> None:
