@@ -1,10 +1,11 @@
 """Where does a night's wall time go: the stages' own work, or Prefect, DVC, MLflow and process starts?
 
-    python -m benchmarks.orchestration [--profile embedded] [--plain] [--keep FOLDER]
+    python -m benchmarks.orchestration [--profile embedded] [--nights 2] [--plain] [--keep FOLDER]
 
-A clone of the last commit runs one cycle as a night does: a Prefect server and a worker of its own on free ports, the
-deployment `nightly` started once, the time counted from when the run is due until it has ended. `--plain` runs
-`genevolve evolve` instead, without Prefect. A probe (benchmarks/probe) notes in every process what the time goes to:
+A clone of the last commit runs cycles as nights do: a Prefect server and a worker of its own on free ports, the deployment
+`nightly` started once for each, the time counted from when the run is due until it has ended. The first night builds the
+dataset and the cold start as well; those behind it begin at the champion, and take half as long. `--plain` runs
+`genevolve evolve` once instead, without Prefect. A probe (benchmarks/probe) notes in every process what the time goes to:
 
     stages          the stage bodies; their worker processes work at the same time and are not counted apart
     process starts  interpreters and imports, inside the stages too
@@ -14,7 +15,8 @@ deployment `nightly` started once, the time counted from when the run is due unt
     waiting         between due and the flow's first process: the worker's poll and what no watched process covers
     bookkeeping     our runner: fingerprints over code and inputs, locks, reports
 
-At every instant the time belongs to what began last. `share` is what is not stages. The last line is one JSON object.
+At every instant the time belongs to what began last, in the main thread of some process: the traces that MLflow writes in
+the background of a flow take no time of their own here. `share` is what is not stages. One JSON object a line, a night each.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ def innermost(rows: Iterable[Row], begin: float, end: float) -> dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", default="embedded")
+    parser.add_argument("--nights", type=int, default=2)
     parser.add_argument("--plain", action="store_true", help="without Prefect")
     parser.add_argument("--keep", type=Path, default=None, help="folder of the clone and its logs; default: temporary")
     args = parser.parse_args()
@@ -58,18 +61,22 @@ def main() -> None:
         notes = root / "probe"
         notes.mkdir(parents=True)
         clone = Clone(root / "clone", notes)
-        begin, end = plain(clone, args.profile) if args.plain else night(clone, args.profile)
+        spans = plain(clone, args.profile) if args.plain else nights(clone, args.profile, args.nights)
         rows = [tuple(row) for path in notes.glob("*.json") for row in json.loads(path.read_text())]
-    seconds = innermost(rows, begin, end)
-    wall = end - begin
+    for number, (begin, end) in enumerate(spans, 1):
+        say(args, number, innermost(rows, begin, end), end - begin)
+
+
+def say(args: argparse.Namespace, number: int, seconds: dict[str, float], wall: float) -> None:
     if not seconds["stages"]:
         sys.exit("the probe saw no stage at work: nothing was measured")
-    print(f"{args.profile}, {'plain' if args.plain else 'under Prefect'}: {wall:.1f} s")
+    print(f"{args.profile}, {'plain' if args.plain else f'night {number}, under Prefect'}: {wall:.1f} s")
     for what in KINDS:
         print(f"  {what:<16}{seconds[what]:>8.1f} s {seconds[what] / wall:>7.1%}")
     result = {
         "profile": args.profile,
         "prefect": not args.plain,
+        "night": number,
         "wall": round(wall, 1),
         "seconds": {what: round(value, 1) for what, value in seconds.items()},
         "share": round(1 - seconds["stages"] / wall, 4),
@@ -78,30 +85,35 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def plain(clone: Clone, profile: str) -> tuple[float, float]:
+def plain(clone: Clone, profile: str) -> list[tuple[float, float]]:
     """Run `genevolve evolve`; return its begin and end."""
     begin = time.time()
     clone.run("genevolve", "evolve", "--profile", profile)
-    return begin, time.time()
+    return [(begin, time.time())]
 
 
-def night(clone: Clone, profile: str) -> tuple[float, float]:
-    """Run the deployment `nightly` once on a server of its own; return when it was due and when it had ended."""
+def nights(clone: Clone, profile: str, number: int) -> list[tuple[float, float]]:
+    """Run the deployment `nightly` on a server of its own; return when each run was due and when it had ended."""
     try:
         clone.run("genevolve", "serve", "--no-pages")
         clone.run("genevolve", "deploy")
-        deployment = clone.ask(f"deployments/name/{NIGHTLY}")
-        parameters = {**deployment["parameters"], "profile": profile, "parent": None}
-        run = clone.ask(f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
-        while run["state"]["type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
-            time.sleep(2)
-            run = clone.ask(f"flow_runs/{run['id']}")
-        if run["state"]["type"] != "COMPLETED":
-            sys.exit(f"the night ended as {run['state']['type']}: {run['state']['message']}\n{clone.worker_log()}")
-        time.sleep(5)  # its processes write down what they noted as they end
-        return tuple(datetime.fromisoformat(run[key]).timestamp() for key in ("expected_start_time", "end_time"))
+        return [night(clone, profile) for _ in range(number)]
     finally:
         clone.run("genevolve", "stop")
+
+
+def night(clone: Clone, profile: str) -> tuple[float, float]:
+    deployment = clone.ask(f"deployments/name/{NIGHTLY}")
+    parameters = {**deployment["parameters"], "profile": profile}
+    run = clone.ask(f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+    while run["state"]["type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+        time.sleep(2)
+        run = clone.ask(f"flow_runs/{run['id']}")
+    if run["state"]["type"] != "COMPLETED":
+        sys.exit(f"the night ended as {run['state']['type']}: {run['state']['message']}\n{clone.worker_log()}")
+    time.sleep(5)  # its processes write down what they noted as they end
+    begin, end = (datetime.fromisoformat(run[key]).timestamp() for key in ("expected_start_time", "end_time"))
+    return begin, end
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from genevolve.operations.addresses import mlflow_ui
 from genevolve.profiles import load
 from genevolve.settings import Settings
 from genevolve.stages.backends import check, check_models, pay_from
+from genevolve.stages.telling import tell_all
 from genevolve.tracking import Tracker, tracker
 from genevolve.workspace import Workspace
 
@@ -71,6 +72,7 @@ def evolution_cycle(
         git.check(git_branch)
     pay_from(settings)
     track = tracker()
+    tell_all(workspace.root, track)  # what stages of earlier, killed runs left
     cycle = open_cycle(settings, workspace, parent, track, use_dvc)
     if not workspace.bench(cycle).is_dir():  # a missing key or model is told before hours of training, not after
         check(settings)

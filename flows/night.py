@@ -57,17 +57,15 @@ def _open_night(
     else:
         promoted = [*ledger.roots, *(c for c in ledger.cycles if was_promoted(workspace, c))]
         longer, first = ledger.open_cycle(settings)
-        if promoted == [first] and not _was_here(workspace, first, track):
-            workspace.report(first, "gate").unlink()  # a fresh clone: the gate decides anew
-            promoted = []
-        if promoted and not isinstance(track, NullTracker):
+        came_with_git = promoted == [first] and not _was_here(workspace, first, track)
+        if promoted and not came_with_git and not isinstance(track, NullTracker):
             lost = promoted[-1]
             raise SettingsError(
-                f"the registry names no champion, though the gate made {lost} one: bring mlruns/mlflow.db back, run "
-                f"the cycle here (`make evolve`), or say which cycle to go on from (--parent {lost})"
+                f"the registry names no champion, though the gate made {lost} one: bring mlruns/mlflow.db back, make a "
+                f"champion here (`make evolve`), or say which cycle to go on from (--parent {lost})"
             )
         ledger = longer
-        if not published(workspace, first):
+        if came_with_git or not published(workspace, first):
             return ledger, first
         name = ledger.entry(first).parent
     assert name is not None
@@ -80,9 +78,13 @@ def _open_night(
 
 
 def _was_here(workspace: Workspace, cycle: str, track: Tracker) -> bool:
-    """Say whether a cycle ran on this machine; in a fresh clone there are only the notes that git keeps of it."""
-    known = any(title == workspace.title(cycle) for _, title, _ in track.policies())
-    return known or workspace.trained(cycle).is_dir()
+    """Say whether a cycle came to its gate on this machine; in a fresh clone there are only the notes that git keeps of it.
+
+    A policy of it lies here and these books never heard of the cycle: they are not the books of the time.
+    """
+    title = workspace.title(cycle)
+    known = any(registered == title for _, registered, _ in track.policies())
+    return known or (workspace.trained(cycle).is_dir() and not track.knows_cycle(title))
 
 
 def _same(ledger: Ledger, last: str, settings: Settings, name: str, parent: str) -> bool:

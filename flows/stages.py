@@ -8,10 +8,11 @@ from typing import Any
 
 from flows import dvc
 from flows.plain import task
-from genevolve.errors import StageError, may_pass
+from genevolve.errors import StageError, TryLaterError, may_pass
 from genevolve.settings import Settings
-from genevolve.stages.runner import job, run_job
+from genevolve.stages.runner import Job, job, run_job
 from genevolve.stages.telling import tell_when_over, told
+from genevolve.tracking import Tracker, tracker
 from genevolve.workspace import Workspace
 
 _DVC_NAMES = {"build": "build", "data": dvc.IMPORT}
@@ -48,12 +49,26 @@ def run_stage(
 
 
 def repro(name: str, cycle: str, workspace: Workspace) -> None:
-    """Bring one stage up to date by DVC, and tell MLflow what it did, what it left when it was killed earlier included."""
+    """Bring one stage up to date by DVC, and tell MLflow what it did, what it left when it was killed earlier included.
+
+    Raises TryLaterError where MLflow's books are locked when it is done: it stays done, and is told by the next try.
+    """
     if name == "data":
         dvc.repro(dvc_name(name, cycle, workspace))
         return
-    with told(partial(tell_when_over, job(name, cycle, workspace).out)):
+    track = tracker()  # books that cannot be opened end this before hours of work, not after
+    with told(partial(_tell, job(name, cycle, workspace), track)):
         dvc.repro(dvc_name(name, cycle, workspace))
+
+
+def _tell(job: Job, track: Tracker) -> None:
+    try:
+        tell_when_over(job.out, track)
+    except Exception as e:
+        if may_pass(e):
+            why = str(e).splitlines()[0]
+            raise TryLaterError(f"MLflow has not been told of {job.title} yet: {why}") from e
+        raise
 
 
 def dvc_name(name: str, cycle: str, workspace: Workspace) -> str:

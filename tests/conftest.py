@@ -67,6 +67,16 @@ for variable in (
     os.environ.pop(variable, None)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to run apart what `xdist_group` holds together: some pairs of pytest and pytest-xdist do, and say nothing."""
+    if getattr(session.config.option, "loadgroup", False):
+        grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+        if any("@" not in item.nodeid for item in grouped):
+            raise pytest.UsageError(
+                "this pytest and this pytest-xdist do not group tests: install those of pyproject.toml"
+            )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def temporary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What tests start leaves its temporary files below pytest's own folder: Prefect, MLflow and torch clear none away."""

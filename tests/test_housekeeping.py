@@ -14,7 +14,7 @@ import yaml
 
 from flows.housekeeping import old_logs, tidy
 from genevolve.errors import StageError
-from genevolve.housekeeping import dropped_objects, everything, kept, plan, remove, room
+from genevolve.housekeeping import dropped_objects, everything, kept, plan, remove, room, size_mb
 from genevolve.ledger import Ledger
 from genevolve.operations import journal
 from genevolve.profiles import load
@@ -148,6 +148,20 @@ def test_room_is_the_largest_of_the_last_nights(place: Workspace) -> None:
         room(place, Retention(free_gb=500_000), copies=2)
     with pytest.raises(StageError, match=r"a night needs \d+\.\d GB"):
         room(place, Retention(free_gb=0), copies=10**9)
+
+
+def test_a_budget_is_kept_though_the_disk_has_room(
+    place: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mlruns").mkdir()
+    Path("mlruns/mlflow.db").write_bytes(b"0" * 2**20)
+    held = (size_mb(place.root) + 1) / 1024
+    largest = max(size_mb(p) for p in place.root.glob("c*")) / 1024
+    assert largest > 0
+    room(place, Retention(free_gb=0, budget_gb=held + 1.01 * largest), copies=1)
+    with pytest.raises(StageError, match=r"of retention\.budget_gb are used: `genevolve gc`"):
+        room(place, Retention(free_gb=0, budget_gb=held + 0.99 * largest), copies=1)
 
 
 def test_dvcs_copies_of_what_goes_go_and_the_rest_can_be_checked_out(

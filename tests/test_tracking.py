@@ -51,6 +51,10 @@ def runs(client: Any, where: str) -> list[Any]:
     return list(client.search_runs([experiment], filter_string=where))
 
 
+def stage_within(track: MlflowTracker, name: str) -> Any:
+    return track.stage(name, {"lr": 1e-4}, parent=os.environ[PARENT_VARIABLE])
+
+
 def trajectory() -> Trajectory:
     program = Program(gen_prompt="The first reference image.", reference_images=(Reference(img_id="IMG_001"),))
     return Trajectory(
@@ -73,7 +77,7 @@ def trajectory() -> Trajectory:
 
 def test_a_cycle_holds_its_stages_and_goes_on_as_the_same_run(track: MlflowTracker, client: Any) -> None:
     for attempt in range(2):
-        with track.cycle("c001", {"sampling": {"k": 6}}), track.stage(f"evolve@c001-{attempt}", {"lr": 1e-4}):
+        with track.cycle("c001", {"sampling": {"k": 6}}), stage_within(track, f"evolve@c001-{attempt}"):
             track.log_metrics({"report": {"diff": 0.05, "sentence": "text is passed over"}, "nan": float("nan")})
             track.log_curve([{"step": 0, "reward": 0.1}, {"step": 5, "reward": 0.2}])
     (cycle,) = runs(client, "tags.cycle = 'c001'")
@@ -180,7 +184,11 @@ def test_numbers_are_the_finite_ones_flattened() -> None:
 
 def test_an_ablations_arms_are_nested_in_it_hold_their_stages_and_go_on(track: MlflowTracker, client: Any) -> None:
     for _ in range(2):
-        with track.cycle("ablation/tiny", {}), track.arm("sft+grpo-s1", {"arm": "sft+grpo"}), track.stage("evolve", {}):
+        with (
+            track.cycle("ablation/tiny", {}),
+            track.arm("sft+grpo-s1", {"arm": "sft+grpo"}),
+            stage_within(track, "evolve"),
+        ):
             pass
     (whole,) = runs(client, "tags.cycle = 'ablation/tiny'")
     (arm,) = runs(client, f"tags.mlflow.parentRunId = '{whole.info.run_id}'")

@@ -23,6 +23,10 @@ from genevolve.workspace import Workspace
 ARCHIVE = "until-{}.yaml"
 """Name of an archived ledger below campaigns/, after the root that took its place."""
 
+BESIDE = (Path(".dvc/cache"), Path("mlruns"))
+"""What a night fills beside the folders of its stages."""
+GC = "`genevolve gc` says what can go, `genevolve gc --yes` removes it"
+
 
 @dataclass(frozen=True)
 class Gone:
@@ -150,8 +154,8 @@ def size_mb(path: Path) -> float:
 
 
 def room(workspace: Workspace, retention: Retention, copies: int) -> None:
-    """Raise StageError where the disk does not hold another night: the largest of the last ones, `copies` times, and
-    `retention.free_gb` beyond it."""
+    """Raise StageError where the disk, or `retention.budget_gb` of it, does not hold another night: the largest of the last
+    ones, `copies` times, and on the disk `retention.free_gb` beyond it."""
     cycles = sorted(Ledger.read(workspace.ledger).cycles, key=_number)[-3:]
     largest = max((size_mb(workspace.root / c) for c in cycles if (workspace.root / c).is_dir()), default=0.0)
     needed = largest * copies / 1024 + retention.free_gb
@@ -160,7 +164,13 @@ def room(workspace: Workspace, retention: Retention, copies: int) -> None:
     if free < needed:
         raise StageError(
             f"a night needs {needed:.1f} GB of disk ({largest * copies / 1024:.1f} for itself and retention.free_gb beyond) "
-            f"and {free:.1f} are free: `genevolve gc` says what can go, `genevolve gc --yes` removes it"
+            f"and {free:.1f} are free: {GC}"
+        )
+    used = sum(size_mb(p) for p in (workspace.root, *BESIDE) if p.exists()) / 1024
+    if 0 < retention.budget_gb < used + largest * copies / 1024:
+        raise StageError(
+            f"a night needs {largest * copies / 1024:.1f} GB and {used:.1f} of the {retention.budget_gb:.1f} GB of "
+            f"retention.budget_gb are used: {GC}, or raise it"
         )
 
 

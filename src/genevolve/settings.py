@@ -387,6 +387,8 @@ class Retention(Section):
     """The last so many cycles stay whole; the lineages of champion and previous champion stay always. [ours]"""
     free_gb: float = Field(default=1.0, ge=0)
     """What must still be free on the disk after a night. [ours]"""
+    budget_gb: float = Field(default=0.0, ge=0)
+    """What stage folders, DVC's cache and `mlruns/` may hold together after a night; 0: as much as the disk does. [ours]"""
 
 
 class Seeds(Section):

@@ -44,7 +44,15 @@ class Tracker(Protocol):
     def cycle(self, name: str, params: Mapping[str, Any], entry: str = "") -> Any: ...
     def arm(self, name: str, params: Mapping[str, Any]) -> Any: ...
     def stage(
-        self, name: str, params: Mapping[str, Any], *, status: str, began: float, ended: float, parent: str | None
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        *,
+        status: str,
+        began: float,
+        ended: float,
+        parent: str | None,
+        resumed: str | None,
     ) -> Any: ...
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
     def log_outcome(self, outcome: str, words: str) -> None: ...
@@ -58,6 +66,7 @@ class Tracker(Protocol):
     def champion(self, line: str = "") -> str | None: ...
     def previous(self, line: str = "") -> str | None: ...
     def moves(self, line: str = "") -> list[dict[str, str]]: ...
+    def knows_cycle(self, name: str) -> bool: ...
     def policy_folder(self, version: str) -> Path: ...
     def policies(self) -> list[tuple[str, str, Path]]: ...
     def page(self, path: str) -> str: ...
@@ -200,24 +209,41 @@ class MlflowTracker:
         began: float | None = None,
         ended: float | None = None,
         parent: str | None = None,
-    ) -> Iterator[None]:
-        """A run of a stage that is over: MLflow's `status`, when it began and ended (seconds since the epoch, default now), and
-        the run that it is nested in, default the cycle's or arm's that this process is in."""
-        from mlflow.tracking.context.registry import resolve_tags  # who, with what command, at which commit
-
-        tags = {"stage": name, "kind": "stage", "machine": _machine()}
-        if parent := parent or os.environ.get(PARENT_VARIABLE):
-            tags["mlflow.parentRunId"] = parent
-        run = self._client.create_run(self._experiment, _milliseconds(began), resolve_tags(tags), name)
+        resumed: str | None = None,
+    ) -> Iterator[str]:
+        """A run of a stage that is over, nested in the run `parent`: MLflow's `status`, when it began and ended (seconds since
+        the epoch, default now). `resumed` is the run in which this was begun, if it was. Yields the run's id."""
+        run_id = self._known(resumed) or self._stage_run(name, began, parent)
         alone = self._mlflow.active_run() is None  # else traces are written while the cycle goes on: 70 ms each
-        with self._open(run_id=run.info.run_id, nested=True):
+        with self._open(run_id=run_id, nested=True):
             self._log_params(params)
             try:
-                yield
+                yield run_id
             finally:
                 if alone:
                     self._mlflow.flush_trace_async_logging()
-        self._client.set_terminated(run.info.run_id, status, _milliseconds(ended))
+        self._client.set_terminated(run_id, status, _milliseconds(ended))
+
+    def _stage_run(self, name: str, began: float | None, parent: str | None) -> str:
+        from mlflow.tracking.context.registry import resolve_tags  # who tells it, with what command, at which commit
+
+        tags = {"stage": name, "kind": "stage", "machine": _machine()}
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        run = self._client.create_run(self._experiment, _milliseconds(began), resolve_tags(tags), name)
+        return str(run.info.run_id)
+
+    def _known(self, run_id: str | None) -> str | None:
+        """Return a run's id where MLflow has the run, None where the database is another one by now."""
+        from mlflow.exceptions import MlflowException
+
+        if run_id is None:
+            return None
+        try:
+            return str(self._client.get_run(run_id).info.run_id)
+        except MlflowException as e:
+            _raise_unless_absent(e)
+            return None
 
     @contextmanager
     def _open(self, **how: Any) -> Iterator[Any]:
@@ -423,6 +449,10 @@ class MlflowTracker:
         found = self._client.search_model_versions(f"name = '{self._model}'", max_results=10_000)
         return [(str(v.version), str(v.tags.get("cycle", "")), Path(v.source)) for v in found]
 
+    def knows_cycle(self, name: str) -> bool:
+        """Return whether a cycle was ever begun in these books."""
+        return bool(self._runs(f"tags.cycle = '{name}' and tags.kind = 'cycle'"))
+
     def champion_score(self, line: str = "") -> float | None:
         """Return the champion's KScore on the report half, as registered; None without a champion or its score."""
         found = self._alias(_alias(CHAMPION, line))
@@ -471,8 +501,8 @@ class NullTracker:
     arm = cycle
 
     @contextmanager
-    def stage(self, name: str, params: Mapping[str, Any], **over: Any) -> Iterator[None]:
-        yield
+    def stage(self, name: str, params: Mapping[str, Any], **over: Any) -> Iterator[str]:
+        yield ""
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
     def log_outcome(self, outcome: str, words: str) -> None: ...
@@ -492,6 +522,9 @@ class NullTracker:
 
     def moves(self, line: str = "") -> list[dict[str, str]]:
         return []
+
+    def knows_cycle(self, name: str) -> bool:
+        return False
 
     def policy_folder(self, version: str) -> Path:
         raise TrackingError(f"nothing is remembered here ({SWITCH_VARIABLE}=off), and so no policy '{version}'")

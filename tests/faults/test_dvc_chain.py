@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from genevolve.tracking import SWITCH_VARIABLE
+from genevolve.tracking import MlflowTracker
 from tests.faults.bodies import ONCE, STAGES, wait_for
 from tests.faults.chain import Command, Project, dvc_of, gone, kill, tree
 from tests.faults.results import digests
@@ -90,11 +91,24 @@ MARKED = [pytest.param(f, marks=pytest.mark.xdist_group(f"dvc chain {i % 2}")) f
 @pytest.fixture(scope="module", params=MARKED)
 def night(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, project: Path) -> Iterator[Night]:
     fault = request.param
-    disturbed = Project(tmp_path_factory.mktemp("dvc") / "disturbed", project, **{SWITCH_VARIABLE: "off"})
-    night = Night(disturbed, fault)
+    night = Night(Project(tmp_path_factory.mktemp("dvc") / "disturbed", project), fault)
     yield night
     if night.at_work is not None:
         kill(tree(night.at_work.pid))
+
+
+def told(night: Night) -> None:
+    """MLflow knows of every stage that it finished once, in the cycle's run, and how often it was killed before."""
+    track = MlflowTracker(night.project.folder / "mlruns")
+    (cycle,) = track._runs("tags.cycle = 'c001' and tags.kind = 'cycle'")
+    assert cycle.info.status == "FINISHED"
+    runs = track._runs("tags.kind = 'stage'")
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {cycle.info.run_id}
+    told = Counter((run.info.run_name, run.info.status) for run in runs)
+    killed = night.fault in ("stage", "all_at_once")
+    stages = ("build", "cold_start@c000", "bench@c000", "evolve@c001", "bench@c001")
+    assert told == Counter({(s, status): 1 for s in stages for status in ("FINISHED", "KILLED")[: 1 + killed]})
+    assert not [*night.project.folder.glob("build/**/.*.untold-*")]
 
 
 @pytest.mark.parametrize("stage", [*STAGES, "the end"])
@@ -106,6 +120,7 @@ def test_kill_9(night: Night, stage: str, undisturbed_dvc: dict[str, str]) -> No
         assert command.end() == 0, command.said()
         night.at_work = None
         assert digests(night.project.folder) == undisturbed_dvc
+        told(night)
     expected = {k for k in ONCE if STAGES.index(k.split()[0]) <= STAGES.index(stage)} if stage in STAGES else set(ONCE)
     calls = night.project.switches.calls()
     assert set(calls.values()) == {1}, calls  # nothing was made, or paid for, twice

@@ -150,13 +150,15 @@ def run_job(job: Job, track: Tracker | None = None) -> dict[str, Any]:
         began = time.monotonic()
         with _PeakMemory() as memory, telling.noted(job.out, job.title, params) as note:
             metrics, curve = _run_body(job, partial, note)
+            digest = folder_digest(partial)
+            note.write(ended=time.time(), digest=digest)
         stamp = {
             "fingerprint": fingerprint,
             "metrics": metrics,
             "curve": curve,
             "seconds": round(time.monotonic() - began, 1),
             "peak_memory_mb": round(memory.peak_mb),
-            "digest": folder_digest(partial),
+            "digest": digest,
         }
         _write(job.beside(".done.json"), stamp)  # from here on the stage is done
         _put_in_place(job)
@@ -184,19 +186,21 @@ def _put_in_place(job: Job) -> None:
     job.beside(".partial.json").unlink(missing_ok=True)
 
 
-def _run_body(job: Job, partial: Path, note: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _run_body(job: Job, partial: Path, note: telling.Note) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     module = importlib.import_module(f"genevolve.stages.{job.stage}")
     metrics = dict(module.run(job.settings, **job.inputs, out=partial))
     curve = [dict(row) for row in metrics.pop("curve", [])]
-    note["files"] = {kind: [str(path) for path in metrics.pop(kind, [])] for kind in ("images", "pages")}
+    for kind in ("images", "pages"):
+        note.keep(kind, [partial / path for path in metrics.pop(kind, [])])
     traces: Mapping[str, Any] = metrics.pop("traces", {})
-    note["traces"] = {label: [t.model_dump(mode="json") for t in told] for label, told in traces.items()}
+    note.content["traces"] = {label: [t.model_dump(mode="json") for t in shown] for label, shown in traces.items()}
     dataset = job.inputs.get("dataset")
     if job.stage == "build":
-        note["dataset"] = [str(job.out), folder_digest(partial), "training"]
+        note.content["dataset"] = [str(job.out), folder_digest(partial), "training"]
     elif dataset is not None:
-        note["dataset"] = [str(dataset), folder_digest(dataset), "evaluation" if job.stage == "bench" else "training"]
-    note |= {"metrics": metrics, "curve": curve}
+        context = "evaluation" if job.stage == "bench" else "training"
+        note.content["dataset"] = [str(dataset), folder_digest(dataset), context]
+    note.content |= {"metrics": metrics, "curve": curve}
     return metrics, curve
 
 

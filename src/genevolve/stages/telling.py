@@ -1,8 +1,10 @@
-"""What a stage has to tell MLflow: written beside its folder while it works, told when it is over, then removed.
+"""What a stage has to tell MLflow: noted beside its folder while it works, told when it is over, then removed.
 
-Who tells it has MLflow open anyway: the flow that had DVC run the stage, or the stage's own process when it is run by hand.
-Opening MLflow costs a process about two seconds, so a night's stages leave it to their flow. And a database that is locked
-when hours of training end takes nothing along: the note lies there until somebody tells it.
+The stage's own process tells it when it is run by hand, the flow when it had DVC run the stage. Opening MLflow costs a
+process about two seconds, which a night's stages save thereby. And a database that is locked when hours of training end
+takes nothing along: the note lies there until somebody tells it.
+
+A note is a folder `.NAME.untold-TIME`, one for each time the stage was begun: `note.json` and the files to show.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +27,52 @@ from genevolve.tracking import PARENT_VARIABLE, Tracker, tracker
 
 LATER_VARIABLE = "GENEVOLVE_TELL_LATER"
 """Set for a stage whose caller tells what it leaves (flows/dvc.py)."""
+_MARK = ".untold-"
+
+
+class Note:
+    """What one run of a stage has to tell. Its body adds to `content`: `metrics`, `curve`, `dataset` (folder, digest,
+    context), `traces` ({label: [Trajectory as JSON]})."""
+
+    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
+        self.folder, self.content = folder, content
+
+    def keep(self, kind: str, paths: Iterable[Path]) -> None:
+        """Copy files to show: the stage's folder may be another's by the time that they are."""
+        for path in paths:
+            (self.folder / kind).mkdir(exist_ok=True)
+            shutil.copyfile(path, self.folder / kind / path.name)
+
+    def write(self, **more: Any) -> None:
+        self.content |= more
+        write_whole(self.folder / "note.json", json.dumps(self.content, ensure_ascii=False))
+
+
+@contextmanager
+def alone(out: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of the stage that fills `out`: an orphan of a killed run may still be writing.
+
+    Without `wait` raises BlockingIOError where somebody else holds it.
+    """
+    with out.with_name(f".{out.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+@contextmanager
+def noted(out: Path, title: str, params: Mapping[str, Any]) -> Iterator[Note]:
+    """Note that a stage begins, and how it ended: with an error here, else when its folder has the note's `digest`."""
+    began = time.time()
+    content = {"title": title, "params": dict(params), "parent": os.environ.get(PARENT_VARIABLE), "began": began}
+    note = Note(out.with_name(f".{out.name}{_MARK}{began:.3f}"), content)
+    note.folder.mkdir(parents=True)
+    note.write()
+    try:
+        yield note
+    except BaseException:
+        with suppress(OSError):  # on a full disk it is told as killed
+            note.write(status="FAILED", ended=time.time())
+        raise
 
 
 def teller(out: Path, track: Tracker | None = None) -> Callable[[], None]:
@@ -46,68 +96,79 @@ def told(tell: Callable[[], None]) -> Iterator[None]:
     tell()
 
 
-@contextmanager
-def alone(out: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of the stage that fills `out`: an orphan of a killed run may still be writing.
-
-    Without `wait` raises BlockingIOError where somebody else holds it.
-    """
-    with out.with_name(f".{out.name}.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-
-
-@contextmanager
-def noted(out: Path, title: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Note that a stage begins and how it ends. The body adds what is to be told: `metrics`, `curve`, `dataset` (folder,
-    digest, context), `files` ({kind: [paths below out]}), `traces` ({label: [Trajectory as JSON]})."""
-    note: dict[str, Any] = {"title": title, "params": dict(params), "parent": os.environ.get(PARENT_VARIABLE)}
-    note |= {"status": "RUNNING", "began": time.time()}
-    _write(out, note)
-    try:
-        yield note
-    except BaseException:
-        with suppress(OSError):  # a full disk: the note stays RUNNING, which is told as killed
-            _write(out, note | {"status": "FAILED", "ended": time.time()})
-        raise
-    _write(out, note | {"status": "FINISHED", "ended": time.time()})
-
-
-def tell_when_over(out: Path, track: Tracker | None = None) -> None:
+def tell_when_over(out: Path, track: Tracker) -> None:
     """Tell what the stage that fills `out` left to be told, if anything; nothing while somebody is at work there."""
-    if _path(out).exists():
+    if _notes(out):
         with suppress(BlockingIOError), alone(out, wait=False):
             tell(out, track)
 
 
-def tell(out: Path, track: Tracker | None = None) -> None:
-    """Tell the note and remove it; the caller holds the stage's lock, so a stage that says RUNNING was killed.
+def tell_all(root: Path, track: Tracker) -> None:
+    """Tell what the stages of a workspace left to be told, each in the cycle's run that it belongs to."""
+    for folder in sorted({*root.glob(f".*{_MARK}*"), *root.glob(f"*/.*{_MARK}*")}):
+        tell_when_over(folder.with_name(folder.name[1:].partition(_MARK)[0]), track)
 
-    Killed in the middle it is told again: a second run in MLflow, and nothing lost. Raises what MLflow raises.
+
+def tell(out: Path, track: Tracker) -> None:
+    """Tell all notes of a stage and remove them. The caller holds the stage's lock: what has not ended was killed.
+
+    Cut off in the middle, it goes on in the same run of MLflow. (Traces are written by MLflow itself in the background: a
+    kill within a second or two loses some of them, the records are in the stage's folder.) A note that cannot be read, of
+    another version of this code, is put aside with a sentence. Raises what MLflow raises.
     """
-    path = _path(out)
-    if not path.exists():
-        return
-    note = json.loads(path.read_text(encoding="utf-8"))
-    track = track or tracker()
-    over = {"status": "KILLED" if note["status"] == "RUNNING" else note["status"], "began": note["began"]}
-    over |= {"ended": note.get("ended", path.stat().st_mtime), "parent": note["parent"]}
-    with track.stage(note["title"], note["params"], **over):
-        if "dataset" in note:
-            folder, digest, context = note["dataset"]
-            track.log_dataset(Path(folder), digest, context)
-        track.log_metrics(note.get("metrics", {}))
-        track.log_curve(note.get("curve", ()))
-        for kind, names in note.get("files", {}).items():
-            track.log_files([out / name for name in names if (out / name).is_file()], kind)
-        for label, rows in note.get("traces", {}).items():
-            track.log_traces([Trajectory.model_validate(row) for row in rows], label)
-    path.unlink()
+    for folder in _notes(out):
+        try:
+            note = json.loads((folder / "note.json").read_text(encoding="utf-8"))
+            over = _ending(out, note, folder)
+            traces = {k: [Trajectory.model_validate(t) for t in rows] for k, rows in note.get("traces", {}).items()}
+            run = track.stage(note["title"], note["params"], parent=note["parent"], resumed=_run_of(folder), **over)
+        except FileNotFoundError:  # killed before it had written it
+            shutil.rmtree(folder)
+            continue
+        except (ValueError, KeyError, TypeError) as e:
+            aside = folder.with_name(folder.name.replace(_MARK, ".untellable-"))
+            folder.replace(aside)
+            print(f"MLflow is not told of {out}: {aside} cannot be read ({e!r})"[:500], file=sys.stderr, flush=True)
+            continue
+        with run as run_id:
+            write_whole(folder / "run", str(run_id))
+            if over["status"] == "FINISHED":
+                _tell_content(note, traces, folder, track)
+        shutil.rmtree(folder)
 
 
-def _path(out: Path) -> Path:
-    return out.with_name(f".{out.name}.untold.json")
+def _tell_content(
+    note: Mapping[str, Any], traces: Mapping[str, list[Trajectory]], folder: Path, track: Tracker
+) -> None:
+    if "dataset" in note:
+        place, digest, context = note["dataset"]
+        track.log_dataset(Path(place), digest, context)
+    track.log_metrics(note["metrics"])
+    track.log_curve(note["curve"])
+    for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
+        track.log_files(sorted(kind.iterdir()), kind.name)
+    for label, trajectories in traces.items():
+        track.log_traces(trajectories, label)
 
 
-def _write(out: Path, note: Mapping[str, Any]) -> None:
-    write_whole(_path(out), json.dumps(note, ensure_ascii=False))
+def _ending(out: Path, note: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return how a noted run ended, when it began and when it ended: a killed one when it last wrote anything."""
+    status, ended = note.get("status"), note.get("ended")
+    if status is None:
+        done = out.with_name(f".{out.name}.done.json")
+        digest = json.loads(done.read_text(encoding="utf-8")).get("digest") if done.exists() else None
+        status = "FINISHED" if note.get("digest") is not None and note["digest"] == digest else "KILLED"
+    if ended is None:
+        written = [folder / "note.json", *out.with_name(f".{out.name}.partial").rglob("*")]
+        ended = max(path.stat().st_mtime for path in written if path.exists())
+    return {"status": status, "began": note["began"], "ended": ended}
+
+
+def _run_of(folder: Path) -> str | None:
+    """Return the run of MLflow in which telling began, if it did."""
+    path = folder / "run"
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _notes(out: Path) -> list[Path]:
+    return sorted(out.parent.glob(f".{out.name}{_MARK}*"))
