@@ -29,6 +29,7 @@ from benchmarks.clones import NIGHTLY, Clone
 from genevolve.files import write_whole
 from genevolve.ledger import Ledger
 from genevolve.operations.journal import Night, last_nights
+from genevolve.profiles import load
 from genevolve.tracking import MlflowTracker
 from genevolve.workspace import Workspace
 
@@ -50,12 +51,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="run seed")
     parser.add_argument("--keep", type=Path, default=None, help="folder that stays; given again, it goes on")
     args = parser.parse_args()
+    settings = load(args.profile)
+    if args.nights > settings.retention.cycles:
+        parser.error(f"housekeeping keeps {settings.retention.cycles} nights, and all are read in the end")
     with tempfile.TemporaryDirectory(prefix="nights-") as temporary:
         folder = args.keep or Path(temporary)
         new = not (folder / "clone").exists()
         clone = Clone(folder / "clone")
-        for note in clone.folder.glob("reports/c*/gate.json") if new else ():
-            note.unlink()  # came with git: of policies that are not here
+        other = args.seed != settings.seeds.run_seed
+        for note in clone.folder.glob("reports/c*/gate.json") if new and other else ():
+            note.unlink()  # came with git: of the default seed's champion, which is not here and is not to begin from
         schedule(clone.folder / "prefect.yaml", args.every, args.profile, args.seed)
         runs: list[dict[str, Any]] = []
         try:
@@ -99,7 +104,7 @@ def schedule(file: Path, minutes: int, profile: str, seed: int) -> None:
     """Write cron, profile and seed of `nightly` into a prefect.yaml, as a user would."""
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     (nightly,) = (d for d in values["deployments"] if d["name"] == NIGHTLY.partition("/")[2])
-    nightly["parameters"] |= {"profile": profile, "seed": seed, "collect": False}  # all of them are read in the end
+    nightly["parameters"] |= {"profile": profile, "seed": seed}
     nightly["schedules"] = [{"cron": f"*/{minutes} * * * *", "timezone": "UTC", "active": True}]
     write_whole(file, yaml.safe_dump(values, sort_keys=False))
 

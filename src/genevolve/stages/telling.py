@@ -117,14 +117,14 @@ def tell(out: Path, track: Tracker) -> None:
     another version of this code, is put aside with a sentence. Raises what MLflow raises.
     """
     for folder in _notes(out):
+        if not (folder / "note.json").exists():  # killed before it had written it
+            shutil.rmtree(folder)
+            continue
         try:
             note = json.loads((folder / "note.json").read_text(encoding="utf-8"))
             over = _ending(out, note, folder)
             traces = {k: [Trajectory.model_validate(t) for t in rows] for k, rows in note.get("traces", {}).items()}
             run = track.stage(note["title"], note["params"], parent=note["parent"], resumed=_run_of(folder), **over)
-        except FileNotFoundError:  # killed before it had written it
-            shutil.rmtree(folder)
-            continue
         except (ValueError, KeyError, TypeError) as e:
             aside = folder.with_name(folder.name.replace(_MARK, ".untellable-"))
             folder.replace(aside)
