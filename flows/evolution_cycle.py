@@ -72,8 +72,8 @@ def evolution_cycle(
         git.check(git_branch)
     pay_from(settings)
     track = tracker()
-    tell_all(workspace.root, track)  # what stages of earlier, killed runs left
     cycle = open_cycle(settings, workspace, parent, track, use_dvc)
+    tell_all(workspace.root, track)  # what stages of earlier, killed runs left
     if not workspace.bench(cycle).is_dir():  # a missing key or model is told before hours of training, not after
         check(settings)
         if not gpu:

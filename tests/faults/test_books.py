@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -198,6 +199,40 @@ def test_the_first_night_in_a_fresh_clone_is_the_cycle_whose_notes_came_with_git
     assert MlflowTracker().champion("tiny") == "tiny/c001"
     assert switches.calls() == ONCE + ONCE
     assert night()["parent"] == "c001"
+
+
+def test_a_database_that_vanishes_in_mid_night_costs_no_work(
+    switches: Switches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert in_a_process(night) == 0
+    evolve, kept = sys.modules["genevolve.stages.evolve"], DATABASE.read_bytes()
+    whole = evolve.run
+
+    def vanishing(settings: Any, **inputs: Any) -> Any:
+        DATABASE.unlink()
+        return whole(settings, **inputs)
+
+    def cut_off() -> None:
+        try:
+            night()
+        except Exception as e:
+            (tmp_path / "said").write_text(sentence(e))
+            raise
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evolve, "run", vanishing)
+        assert in_a_process(cut_off) == 1
+    assert re.fullmatch(
+        r"MLflow's database says: attempt to write a readonly database: its file was removed .* bring it back .*",
+        (tmp_path / "said").read_text(),
+    )
+    assert switches.calls() - ONCE == Counter(k for k in ONCE if k.startswith("evolve "))
+    DATABASE.write_bytes(kept)
+    assert in_a_process(night) == 0
+    assert switches.calls() - ONCE == Counter(k for k in ONCE if k.startswith(("evolve ", "bench ")))
+    runs = MlflowTracker()._runs("tags.stage = 'evolve@c002'")
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    assert published(PLACE, "c002")
 
 
 def test_a_damaged_database_is_one_sentence_and_nothing_is_lost(switches: Switches) -> None:
