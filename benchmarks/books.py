@@ -2,7 +2,7 @@
 
     python -m benchmarks.books [--writers 1 4 8 16] [--rounds 30]
 
-Each writer is a process that does what a stage does in a round: a run of its own, a metric at a time and a batch of a curve.
+Each writer is a process that writes what MLflow is told of a stage: a run of its own, a metric at a time and a batch of a curve.
 SQLite in a temporary folder; PostgreSQL, too, where $MLFLOW_TRACKING_URI names one (an experiment of its own, left there).
 A line per number of writers: rounds a second, the slowest round, and how many failed. The last line is one JSON object.
 """

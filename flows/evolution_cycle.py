@@ -73,7 +73,7 @@ def evolution_cycle(
     pay_from(settings)
     track = tracker()
     cycle = open_cycle(settings, workspace, parent, track, use_dvc)
-    tell_all(workspace.root, track)  # what stages of earlier, killed runs left
+    tell_left(workspace, track)
     if not workspace.bench(cycle).is_dir():  # a missing key or model is told before hours of training, not after
         check(settings)
         if not gpu:
@@ -97,6 +97,12 @@ def evolution_cycle(
     if collect:
         tidy(workspace, settings, track, use_dvc)
     return numbers
+
+
+@task(name="tell-mlflow", **RETRIES)
+def tell_left(workspace: Workspace, track: Tracker) -> None:
+    """Tell MLflow what stages of earlier runs, killed ones, left to be told."""
+    tell_all(workspace.root, track)
 
 
 def refuse_unrecorded(overrides: Sequence[str]) -> None:

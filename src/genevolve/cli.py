@@ -600,9 +600,9 @@ def sentence(error: Exception) -> str:
         return text
     if getattr(error, "errno", None) == errno.ENOSPC or re.search("disk is full|No space left on device", text):
         return "the disk is full; make room, and the same command goes on from here"
-    if found := re.search(r"\((?:sqlite3|psycopg2)\.\w*Error\) (.+?)(?= \[SQL:|$)", text):
+    if found := re.search(r"\((?:sqlite3|psycopg2)\.[\w.]+\) (.+?)(?= \[SQL:|$)", text):
         replaced = re.search("readonly database|no such table", text)
-        hint = ": its file was removed or replaced meanwhile; bring it back" if replaced else ""
+        hint = ": its file was removed or replaced meanwhile (bring it back), or may not be written" if replaced else ""
         return f"MLflow's database says: {found[1]}{hint} (docs/operations.md#faults)"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,8 +150,11 @@ def remove(gone: Iterable[Gone]) -> float:
 
 def size_mb(path: Path) -> float:
     """Return what a folder or file holds, in MB of 2^20 bytes."""
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not p.is_symlink()]
-    return sum(p.stat().st_size for p in files) / 2**20
+    total = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        with suppress(FileNotFoundError):  # of another run, gone meanwhile
+            total += file.stat().st_size if file.is_file() and not file.is_symlink() else 0
+    return total / 2**20
 
 
 def room(workspace: Workspace, retention: Retention, copies: int) -> None:
@@ -166,8 +170,10 @@ def room(workspace: Workspace, retention: Retention, copies: int) -> None:
             f"a night needs {needed:.1f} GB of disk ({largest * copies / 1024:.1f} for itself and retention.free_gb beyond) "
             f"and {free:.1f} are free: {GC}"
         )
+    if not retention.budget_gb:
+        return
     used = sum(size_mb(p) for p in (workspace.root, *BESIDE) if p.exists()) / 1024
-    if 0 < retention.budget_gb < used + largest * copies / 1024:
+    if retention.budget_gb < used + largest * copies / 1024:
         raise StageError(
             f"a night needs {largest * copies / 1024:.1f} GB and {used:.1f} of the {retention.budget_gb:.1f} GB of "
             f"retention.budget_gb are used: {GC}, or raise it"

@@ -388,7 +388,8 @@ class Retention(Section):
     free_gb: float = Field(default=1.0, ge=0)
     """What must still be free on the disk after a night. [ours]"""
     budget_gb: float = Field(default=0.0, ge=0)
-    """What stage folders, DVC's cache and `mlruns/` may hold together after a night; 0: as much as the disk does. [ours]"""
+    """What the line's stage folders, `.dvc/cache` and `mlruns/` may hold together with a further night's stage folders; 0: as
+    much as the disk does. [ours]"""
 
 
 class Seeds(Section):

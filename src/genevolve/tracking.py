@@ -52,7 +52,7 @@ class Tracker(Protocol):
         began: float,
         ended: float,
         parent: str | None,
-        resumed: str | None,
+        note: str,
     ) -> Any: ...
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
     def log_outcome(self, outcome: str, words: str) -> None: ...
@@ -209,41 +209,33 @@ class MlflowTracker:
         began: float | None = None,
         ended: float | None = None,
         parent: str | None = None,
-        resumed: str | None = None,
-    ) -> Iterator[str]:
+        note: str = "",
+    ) -> Iterator[None]:
         """A run of a stage that is over, nested in the run `parent`: MLflow's `status`, when it began and ended (seconds since
-        the epoch, default now). `resumed` is the run in which this was begun, if it was. Yields the run's id."""
-        run_id = self._known(resumed) or self._stage_run(name, began, parent)
+        the epoch, default now). The run of the same `note`, if it was begun to be told before."""
+        run_id = self._run_of_note(note) or self._stage_run(name, began, parent, note)
         alone = self._mlflow.active_run() is None  # else traces are written while the cycle goes on: 70 ms each
         with self._open(run_id=run_id, nested=True):
             self._log_params(params)
             try:
-                yield run_id
+                yield
             finally:
                 if alone:
                     self._mlflow.flush_trace_async_logging()
         self._client.set_terminated(run_id, status, _milliseconds(ended))
 
-    def _stage_run(self, name: str, began: float | None, parent: str | None) -> str:
+    def _run_of_note(self, note: str) -> str | None:
+        found = self._runs(f"tags.note = '{note}'") if note else []  # not one that somebody deleted
+        return str(found[0].info.run_id) if found else None
+
+    def _stage_run(self, name: str, began: float | None, parent: str | None, note: str) -> str:
         from mlflow.tracking.context.registry import resolve_tags  # who tells it, with what command, at which commit
 
-        tags = {"stage": name, "kind": "stage", "machine": _machine()}
+        tags = {"stage": name, "kind": "stage", "machine": _machine(), "note": note}
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
         run = self._client.create_run(self._experiment, _milliseconds(began), resolve_tags(tags), name)
         return str(run.info.run_id)
-
-    def _known(self, run_id: str | None) -> str | None:
-        """Return a run's id where MLflow has the run, None where the database is another one by now."""
-        from mlflow.exceptions import MlflowException
-
-        if run_id is None:
-            return None
-        try:
-            return str(self._client.get_run(run_id).info.run_id)
-        except MlflowException as e:
-            _raise_unless_absent(e)
-            return None
 
     @contextmanager
     def _open(self, **how: Any) -> Iterator[Any]:
@@ -501,8 +493,8 @@ class NullTracker:
     arm = cycle
 
     @contextmanager
-    def stage(self, name: str, params: Mapping[str, Any], **over: Any) -> Iterator[str]:
-        yield ""
+    def stage(self, name: str, params: Mapping[str, Any], **over: Any) -> Iterator[None]:
+        yield
 
     def log_metrics(self, metrics: Mapping[str, Any]) -> None: ...
     def log_outcome(self, outcome: str, words: str) -> None: ...

@@ -223,7 +223,7 @@ def test_a_database_that_vanishes_in_mid_night_costs_no_work(
         patch.setattr(evolve, "run", vanishing)
         assert in_a_process(cut_off) == 1
     assert re.fullmatch(
-        r"MLflow's database says: attempt to write a readonly database: its file was removed .* bring it back .*",
+        r"MLflow's database says: attempt to write a readonly database: its file was removed .*bring it back.*",
         (tmp_path / "said").read_text(),
     )
     assert switches.calls() - ONCE == Counter(k for k in ONCE if k.startswith("evolve "))

@@ -400,6 +400,6 @@ def test_the_benchmark_of_nights_tells_what_they_came_to(
     schedule(file, 7, "tiny", 3)
     nightly = next(d for d in yaml.safe_load(file.read_text())["deployments"] if d["name"] == "nightly")
     assert nightly["schedules"] == [{"cron": "*/7 * * * *", "timezone": "UTC", "active": True}]
-    wanted = {"profile": "tiny", "seed": 3, "collect": False}  # all nights are read in the end
+    wanted = {"profile": "tiny", "seed": 3, "collect": True}  # as it is deployed
     assert {key: nightly["parameters"][key] for key in wanted} == wanted
     assert (nightly["parameters"]["parent"], nightly["concurrency_limit"]["limit"]) == ("champion", 1)

@@ -22,12 +22,13 @@ from genevolve.records import Message, Trajectory
 from genevolve.stages import runner
 from genevolve.stages.runner import job, run_job
 from genevolve.stages.telling import LATER_VARIABLE, alone, tell_all, tell_when_over
-from genevolve.tracking import MlflowTracker
+from genevolve.tracking import SWITCH_VARIABLE, MlflowTracker
 from genevolve.workspace import Workspace
 from tests.flows import toys
 
 PLACE = Workspace.private("build/tiny")
 OUT = PLACE.built
+DONE = OUT.with_name(".dataset.done.json")
 
 
 @pytest.fixture
@@ -52,6 +53,10 @@ def body(settings: Any, *, out: Path) -> dict[str, Any]:
     seen = Trajectory(id="t", request_id="q1", rollout=0, question="Draw", messages=said, tool_calls=())
     curve = [{"step": 0, "loss": 2.0}, {"step": 3, "loss": 1.0}]
     return {"kept": 5, "curve": curve, "pages": [Path("page.html")], "traces": {"best": [seen]}}
+
+
+def plain(settings: Any, *, out: Path) -> dict[str, Any]:
+    return {"kept": 6}
 
 
 def failing(settings: Any, *, out: Path) -> dict[str, Any]:
@@ -164,8 +169,9 @@ def test_a_stage_killed_at_its_very_end_is_told_once_as_finished(
     assert all((Path(run.info.artifact_uri) / "pages/page.html").is_file() for run in runs()[:1])
 
 
+@pytest.mark.parametrize("where", ["_log_params", "log_curve", "log_traces"])
 def test_telling_that_is_cut_off_goes_on_in_the_same_run(
-    build: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    where: str, build: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(LATER_VARIABLE, "1")
     build(body)
@@ -174,13 +180,62 @@ def test_telling_that_is_cut_off_goes_on_in_the_same_run(
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowTracker, "log_curve", cut_off)
+        patch.setattr(MlflowTracker, where, cut_off)
         in_a_process(lambda: tell_when_over(OUT, MlflowTracker()))
     assert [run.info.status for run in runs()] == ["RUNNING"]
     tell_all(OUT.parent, MlflowTracker())
     (run,) = runs()
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"kept": 5.0, "loss": 1.0})
     assert notes() == []
+
+
+def test_what_fails_at_the_end_of_telling_writes_no_trace_twice_and_a_run_deleted_meanwhile_is_made_anew(
+    build: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.setenv(LATER_VARIABLE, "1")
+    build(body)
+    track = MlflowTracker()
+
+    def locked(*_: Any) -> None:
+        raise RuntimeError("database is locked")
+
+    def tell_in_vain() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(track._client, "set_terminated", locked)
+            with pytest.raises(RuntimeError, match="locked"):
+                tell_when_over(OUT, track)
+
+    tell_in_vain()
+    tell_when_over(OUT, track)
+    (run,) = runs()
+    assert (run.info.status, len(mlflow.search_traces(run_id=run.info.run_id, return_type="list"))) == ("FINISHED", 1)
+    DONE.unlink()  # it shall run again
+    build(plain)
+    tell_in_vain()
+    track._client.delete_run(runs()[0].info.run_id)
+    tell_when_over(OUT, track)
+    assert ([run.info.status for run in runs()], notes()) == (["FINISHED", "FINISHED"], [])
+
+
+def test_what_is_to_be_told_waits_while_mlflow_is_switched_off(
+    build: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LATER_VARIABLE, "1")
+    build(body)
+    monkeypatch.delenv(LATER_VARIABLE)
+    with monkeypatch.context() as patch:
+        patch.setenv(SWITCH_VARIABLE, "off")
+        assert build(body)["skipped"]
+        assert len(notes()) == 1
+    build(body)
+    assert ([run.info.status for run in runs()], notes()) == (["FINISHED"], [])
+    DONE.unlink()
+    with monkeypatch.context() as patch:
+        patch.setenv(SWITCH_VARIABLE, "off")
+        build(plain)
+    assert (len(runs()), notes()) == (1, [])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import csv
 import hashlib
 import importlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -31,7 +32,7 @@ from genevolve.ledger import COLD_START_SECTIONS, CYCLE_SECTIONS, Ledger
 from genevolve.profiles import load
 from genevolve.settings import Settings
 from genevolve.stages import telling
-from genevolve.tracking import Tracker, numbers
+from genevolve.tracking import SWITCH_VARIABLE, NullTracker, Tracker, numbers
 from genevolve.training.checkpoint import base_folder
 from genevolve.workspace import Workspace, folder_digest
 
@@ -139,6 +140,7 @@ def run_job(job: Job, track: Tracker | None = None) -> dict[str, Any]:
             raise StageError(f"{job.title} needs {name} at {path}, which is missing: {mend}")
     job.out.parent.mkdir(parents=True, exist_ok=True)
     tell = telling.teller(job.out, track)
+    off = isinstance(track, NullTracker) or os.environ.get(SWITCH_VARIABLE) == "off"
     with telling.alone(job.out), telling.told(tell):
         fingerprint = job.fingerprint()
         stamp = _read(job.beside(".done.json"))
@@ -148,19 +150,19 @@ def run_job(job: Job, track: Tracker | None = None) -> dict[str, Any]:
         partial = _partial(job, fingerprint)
         params = job.settings.section_values(*sections_of(job.stage, job.settings))
         began = time.monotonic()
-        with _PeakMemory() as memory, telling.noted(job.out, job.title, params) as note:
-            metrics, curve = _run_body(job, partial, note)
-            digest = folder_digest(partial)
-            note.write(ended=time.time(), digest=digest)
-        stamp = {
-            "fingerprint": fingerprint,
-            "metrics": metrics,
-            "curve": curve,
-            "seconds": round(time.monotonic() - began, 1),
-            "peak_memory_mb": round(memory.peak_mb),
-            "digest": digest,
-        }
-        _write(job.beside(".done.json"), stamp)  # from here on the stage is done
+        with telling.noted(job.out, job.title, params, fingerprint, off) as note:
+            with _PeakMemory() as memory:
+                metrics, curve = _run_body(job, partial, note)
+            stamp = {
+                "fingerprint": fingerprint,
+                "metrics": metrics,
+                "curve": curve,
+                "seconds": round(time.monotonic() - began, 1),
+                "peak_memory_mb": round(memory.peak_mb),
+                "digest": folder_digest(partial),
+            }
+            note.write(ended=time.time(), digest=stamp["digest"])
+            _write(job.beside(".done.json"), stamp)  # from here on the stage is done
         _put_in_place(job)
         _write_reports(job, metrics, curve)
         return {**stamp, "skipped": False}

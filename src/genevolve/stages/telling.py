@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -23,7 +24,7 @@ from typing import Any
 
 from genevolve.files import write_whole
 from genevolve.records import Trajectory
-from genevolve.tracking import PARENT_VARIABLE, Tracker, tracker
+from genevolve.tracking import PARENT_VARIABLE, NullTracker, Tracker, tracker
 
 LATER_VARIABLE = "GENEVOLVE_TELL_LATER"
 """Set for a stage whose caller tells what it leaves (flows/dvc.py)."""
@@ -60,10 +61,14 @@ def alone(out: Path, wait: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def noted(out: Path, title: str, params: Mapping[str, Any]) -> Iterator[Note]:
-    """Note that a stage begins, and how it ended: with an error here, else when its folder has the note's `digest`."""
+def noted(out: Path, title: str, params: Mapping[str, Any], fingerprint: str, off: bool = False) -> Iterator[Note]:
+    """Note that a stage begins, and how it ended: with an error here, else when `.done.json` says so (`_ending`).
+
+    `off`: MLflow is switched off, and will not be told.
+    """
     began = time.time()
-    content = {"title": title, "params": dict(params), "parent": os.environ.get(PARENT_VARIABLE), "began": began}
+    content = {"id": uuid.uuid4().hex, "title": title, "params": dict(params), "fingerprint": fingerprint, "off": off}
+    content |= {"parent": os.environ.get(PARENT_VARIABLE), "began": began}
     note = Note(out.with_name(f".{out.name}{_MARK}{began:.3f}"), content)
     note.folder.mkdir(parents=True)
     note.write()
@@ -114,7 +119,8 @@ def tell(out: Path, track: Tracker) -> None:
 
     Cut off in the middle, it goes on in the same run of MLflow. (Traces are written by MLflow itself in the background: a
     kill within a second or two loses some of them, the records are in the stage's folder.) A note that cannot be read, of
-    another version of this code, is put aside with a sentence. Raises what MLflow raises.
+    another version of this code, is put aside with a sentence; one that was made for MLflow stays while MLflow is switched
+    off. Raises what MLflow raises.
     """
     for folder in _notes(out):
         if not (folder / "note.json").exists():  # killed before it had written it
@@ -122,52 +128,67 @@ def tell(out: Path, track: Tracker) -> None:
             continue
         try:
             note = json.loads((folder / "note.json").read_text(encoding="utf-8"))
+            if isinstance(track, NullTracker) and not note["off"]:
+                continue
             over = _ending(out, note, folder)
-            traces = {k: [Trajectory.model_validate(t) for t in rows] for k, rows in note.get("traces", {}).items()}
-            run = track.stage(note["title"], note["params"], parent=note["parent"], resumed=_run_of(folder), **over)
-        except (ValueError, KeyError, TypeError) as e:
+            run = track.stage(note["title"], note["params"], parent=note["parent"], note=note["id"], **over)
+            content = _content(note) if over["status"] == "FINISHED" else None
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             aside = folder.with_name(folder.name.replace(_MARK, ".untellable-"))
             folder.replace(aside)
             print(f"MLflow is not told of {out}: {aside} cannot be read ({e!r})"[:500], file=sys.stderr, flush=True)
             continue
-        with run as run_id:
-            write_whole(folder / "run", str(run_id))
-            if over["status"] == "FINISHED":
-                _tell_content(note, traces, folder, track)
+        if not note["off"]:
+            with run:
+                if content is not None:
+                    _tell_content(content, folder, track)
+        (folder / "note.json").unlink()  # first: without it nothing is told again
         shutil.rmtree(folder)
 
 
-def _tell_content(
-    note: Mapping[str, Any], traces: Mapping[str, list[Trajectory]], folder: Path, track: Tracker
-) -> None:
-    if "dataset" in note:
-        place, digest, context = note["dataset"]
-        track.log_dataset(Path(place), digest, context)
-    track.log_metrics(note["metrics"])
-    track.log_curve(note["curve"])
+def _content(note: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a finished stage has to tell, read to its end before anything of it is told."""
+    dataset = note.get("dataset")
+    if dataset is not None:
+        place, digest, context = dataset
+        dataset = Path(place), digest, context
+    traces = {k: [Trajectory.model_validate(t) for t in rows] for k, rows in note["traces"].items()}
+    return {"dataset": dataset, "traces": traces, "metrics": note["metrics"], "curve": note["curve"]}
+
+
+def _tell_content(content: Mapping[str, Any], folder: Path, track: Tracker) -> None:
+    if content["dataset"] is not None:
+        track.log_dataset(*content["dataset"])
+    track.log_metrics(content["metrics"])
+    track.log_curve(content["curve"])
     for kind in sorted(path for path in folder.iterdir() if path.is_dir()):
         track.log_files(sorted(kind.iterdir()), kind.name)
-    for label, trajectories in traces.items():
-        track.log_traces(trajectories, label)
+    if not (folder / "traced").exists():  # told twice they would stand there twice; all else is the same again
+        for label, trajectories in content["traces"].items():
+            track.log_traces(trajectories, label)
+        (folder / "traced").touch()
 
 
 def _ending(out: Path, note: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return how a noted run ended, when it began and when it ended: a killed one when it last wrote anything."""
     status, ended = note.get("status"), note.get("ended")
     if status is None:
-        done = out.with_name(f".{out.name}.done.json")
-        digest = json.loads(done.read_text(encoding="utf-8")).get("digest") if done.exists() else None
-        status = "FINISHED" if note.get("digest") is not None and note["digest"] == digest else "KILLED"
+        keys = ("fingerprint", "digest")
+        done = _stamp(out)
+        finished = "digest" in note and [note[key] for key in keys] == [done.get(key) for key in keys]
+        status = "FINISHED" if finished else "KILLED"
     if ended is None:
         written = [folder / "note.json", *out.with_name(f".{out.name}.partial").rglob("*")]
         ended = max(path.stat().st_mtime for path in written if path.exists())
     return {"status": status, "began": note["began"], "ended": ended}
 
 
-def _run_of(folder: Path) -> str | None:
-    """Return the run of MLflow in which telling began, if it did."""
-    path = folder / "run"
-    return path.read_text(encoding="utf-8") if path.exists() else None
+def _stamp(out: Path) -> dict[str, Any]:
+    """Return what the runner noted of the stage's end; nothing where there is no such note, or a torn one."""
+    with suppress(FileNotFoundError, ValueError):
+        found = json.loads(out.with_name(f".{out.name}.done.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def _notes(out: Path) -> list[Path]:
