@@ -97,6 +97,14 @@ def gone(process: psutil.Process) -> bool:
         return True
 
 
+def command_line(process: psutil.Process) -> list[str]:
+    """Return a process's command line; nothing of one that has ended, as the flow's short calls of git do between two looks."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def tree(pid: int) -> list[psutil.Process]:
     """Return a process and all that it started, the youngest last."""
     me = psutil.Process(pid)

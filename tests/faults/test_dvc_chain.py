@@ -11,7 +11,7 @@ import pytest
 
 from genevolve.tracking import MlflowTracker
 from tests.faults.bodies import ONCE, STAGES, wait_for
-from tests.faults.chain import Command, Project, dvc_of, gone, kill, tree
+from tests.faults.chain import Command, Project, command_line, dvc_of, gone, kill, tree
 from tests.faults.results import digests
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -67,8 +67,8 @@ class Night:
     def second(self, work: psutil.Process) -> bool:
         """Whether the next start has a process of its own for the stage that the orphan is still at."""
         assert self.at_work is not None
-        lines = [p.cmdline() for p in tree(self.at_work.pid) if not gone(p)]
-        return any(line[1:] == work.cmdline()[1:] for line in lines)
+        wanted = work.cmdline()[1:]
+        return any(command_line(p)[1:] == wanted for p in tree(self.at_work.pid))
 
     def flow(self, command: Command, dvc: psutil.Process, work: psutil.Process, stage: str) -> None:
         """DVC and its stage live on; the next start waits until they have ended."""
