@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: str | Path, data: str | bytes | Iterable[str]) -> Path:
@@ -31,6 +33,15 @@ def write_whole(path: str | Path, data: str | bytes | Iterable[str]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one where there is no such file, or it holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 class Picture(bytes):

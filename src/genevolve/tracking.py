@@ -214,7 +214,7 @@ class MlflowTracker:
         """A run of a stage that is over, nested in the run `parent`: MLflow's `status`, when it began and ended (seconds since
         the epoch, default now). The run of the same `note`, if it was begun to be told before."""
         run_id = self._run_of_note(note) or self._stage_run(name, began, parent, note)
-        alone = self._mlflow.active_run() is None  # else traces are written while the cycle goes on: 70 ms each
+        alone = self._mlflow.active_run() is None  # else traces are written while the cycle goes on
         with self._open(run_id=run_id, nested=True):
             self._log_params(params)
             try:

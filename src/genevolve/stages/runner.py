@@ -27,7 +27,7 @@ from typing import Any
 
 import genevolve
 from genevolve.errors import StageError
-from genevolve.files import write_whole
+from genevolve.files import read_object, write_whole
 from genevolve.ledger import COLD_START_SECTIONS, CYCLE_SECTIONS, Ledger
 from genevolve.profiles import load
 from genevolve.settings import Settings
@@ -143,7 +143,7 @@ def run_job(job: Job, track: Tracker | None = None) -> dict[str, Any]:
     off = isinstance(track, NullTracker) or os.environ.get(SWITCH_VARIABLE) == "off"
     with telling.alone(job.out), telling.told(tell):
         fingerprint = job.fingerprint()
-        stamp = _read(job.beside(".done.json"))
+        stamp = read_object(job.beside(".done.json"))
         if stamp.get("fingerprint") == fingerprint and _is_whole(job, stamp):
             _write_reports(job, stamp["metrics"], stamp["curve"])
             return {**stamp, "skipped": True}
@@ -209,7 +209,7 @@ def _run_body(job: Job, partial: Path, note: telling.Note) -> tuple[dict[str, An
 def _partial(job: Job, fingerprint: str) -> Path:
     """Return the folder to write in, with what an earlier run of the same fingerprint left, else empty."""
     partial, note = job.beside(".partial"), job.beside(".partial.json")
-    if _read(note).get("fingerprint") != fingerprint:
+    if read_object(note).get("fingerprint") != fingerprint:
         shutil.rmtree(partial, ignore_errors=True)
         _write(note, {"fingerprint": fingerprint})
     partial.mkdir(exist_ok=True)
@@ -227,14 +227,6 @@ def _write_reports(job: Job, metrics: Mapping[str, Any], curve: list[dict[str, A
             writer = csv.DictWriter(stream, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from genevolve.files import write_whole
+from genevolve.files import read_object, write_whole
 from genevolve.records import Trajectory
 from genevolve.tracking import PARENT_VARIABLE, NullTracker, Tracker, tracker
 
@@ -174,21 +174,13 @@ def _ending(out: Path, note: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     status, ended = note.get("status"), note.get("ended")
     if status is None:
         keys = ("fingerprint", "digest")
-        done = _stamp(out)
+        done = read_object(out.with_name(f".{out.name}.done.json"))
         finished = "digest" in note and [note[key] for key in keys] == [done.get(key) for key in keys]
         status = "FINISHED" if finished else "KILLED"
     if ended is None:
         written = [folder / "note.json", *out.with_name(f".{out.name}.partial").rglob("*")]
         ended = max(path.stat().st_mtime for path in written if path.exists())
     return {"status": status, "began": note["began"], "ended": ended}
-
-
-def _stamp(out: Path) -> dict[str, Any]:
-    """Return what the runner noted of the stage's end; nothing where there is no such note, or a torn one."""
-    with suppress(FileNotFoundError, ValueError):
-        found = json.loads(out.with_name(f".{out.name}.done.json").read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def _notes(out: Path) -> list[Path]:
