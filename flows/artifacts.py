@@ -11,8 +11,10 @@ import csv
 import io
 import json
 import math
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,53 +50,71 @@ class Change:
         return self.after - self.before
 
 
-def show(numbers: Mapping[str, Any], decision: Mapping[str, Any], workspace: Workspace, link: str) -> None:
-    """Create the artifacts of a published cycle; `decision` is its gate.json. A fault is told and costs the night nothing."""
+@dataclass(frozen=True)
+class Picture:
+    """What `draw` made: `name` is its artifact's key and, with `kind` as its ending, its file's."""
+
+    name: str
+    kind: str
+    content: bytes
+    words: str
+
+    @property
+    def address(self) -> str:
+        kind = "jpeg" if self.kind == "jpg" else self.kind
+        return f"data:image/{kind};base64,{base64.b64encode(self.content).decode('ascii')}"
+
+
+def draw(numbers: Mapping[str, Any], workspace: Workspace) -> list[Picture]:
+    """Draw learning curve, best gains and worst losses of a cycle, those that can be made."""
+    cycle, parent = str(numbers["cycle"]), str(numbers["parent"])
+    drawn: list[Picture] = []
+    with _costs_nothing("learning-curve"):
+        curve = learning_curve(workspace.report(cycle, "evolve").with_suffix(".csv"))
+        drawn += [Picture("learning-curve", "png", curve, f"{cycle}: score by round.")] if curve else []
+    with _costs_nothing("gallery"):
+        drawn += _galleries(workspace.bench(parent), workspace.bench(cycle))
+    return drawn
+
+
+def show(
+    numbers: Mapping[str, Any], decision: Mapping[str, Any], workspace: Workspace, link: str, drawn: Sequence[Picture]
+) -> None:
+    """Create the artifacts of a published cycle; `decision` is its gate.json."""
     if FlowRunContext.get() is None:
         return
     cycle = str(numbers["cycle"])
-    parent = str(numbers["parent"])
-    parts: dict[str, Any] = {
-        "gate": lambda: create_markdown_artifact(gate_words(numbers, decision), key="gate", description=cycle),
-        "yield": lambda: _yield(workspace),
-        "learning-curve": lambda: _curve(workspace, cycle),
-        "gallery": lambda: _show_galleries(workspace.bench(parent), workspace.bench(cycle)),
-        "report": lambda: create_link_artifact(link, f"Bench report of {cycle}", key="report", description=cycle),
-    }
-    for name, create in parts.items():
-        try:
-            create()
-        except Exception as error:  # a missing picture, a server that has just gone: the cycle itself is done
-            print(f"no artifact '{name}': {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+    with _costs_nothing("gate"):
+        create_markdown_artifact(gate_words(numbers, decision), key="gate", description=cycle)
+    with _costs_nothing("yield"):
+        _yield(workspace)
+    for picture in drawn:
+        with _costs_nothing(picture.name):
+            create_image_artifact(picture.address, key=picture.name, description=picture.words)
+    with _costs_nothing("report"):
+        create_link_artifact(link, f"Bench report of {cycle}", key="report", description=cycle)
 
 
-def files(numbers: Mapping[str, Any], decision: Mapping[str, Any], workspace: Workspace, folder: Path) -> list[Path]:
-    """Write the same for the cycle's MLflow run into a folder: gate.json, yields.json, learning-curve.png, best-gains.jpg,
-    worst-losses.jpg; return those that could be made."""
-    cycle, parent = str(numbers["cycle"]), str(numbers["parent"])
+def files(decision: Mapping[str, Any], workspace: Workspace, folder: Path, drawn: Sequence[Picture]) -> list[Path]:
+    """Write the same for the cycle's MLflow run into a folder: gate.json, yields.json, and what was drawn; return them."""
     told = {
         key: value for key, value in decision.items() if key not in ("done", "published")
     }  # notes for the next start
-    parts: dict[str, Callable[[], Mapping[str, bytes]]] = {
-        "gate": lambda: {"gate.json": (json.dumps(told, indent=1, sort_keys=True) + "\n").encode()},
-        "yield": lambda: {"yields.json": (workspace.dataset / "yields.json").read_bytes()},
-        "learning-curve": lambda: {
-            "learning-curve.png": learning_curve(workspace.report(cycle, "evolve").with_suffix(".csv"))
-        },
-        "gallery": lambda: {
-            f"{key}.jpg": picture for key, picture, _ in _galleries(workspace.bench(parent), workspace.bench(cycle))
-        },
-    }
-    made = []
-    for name, make in parts.items():
-        try:
-            for file, content in make().items():
-                if content:
-                    (folder / file).write_bytes(content)
-                    made.append(folder / file)
-        except Exception as error:  # as in `show`
-            print(f"not in MLflow: '{name}': {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
-    return made
+    (folder / "gate.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    with _costs_nothing("yield"):
+        shutil.copyfile(workspace.dataset / "yields.json", folder / "yields.json")
+    for picture in drawn:
+        (folder / f"{picture.name}.{picture.kind}").write_bytes(picture.content)
+    return sorted(folder.iterdir())
+
+
+@contextmanager
+def _costs_nothing(name: str) -> Iterator[None]:
+    """Tell of a missing file, or of a server that has just gone; the cycle itself is done."""
+    try:
+        yield
+    except Exception as error:
+        print(f"no artifact '{name}': {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
 
 
 def gate_words(numbers: Mapping[str, Any], decision: Mapping[str, Any]) -> str:
@@ -127,12 +147,6 @@ def _yield(workspace: Workspace) -> None:
     create_table_artifact(table, key="yield", description="What each step of the dataset's build kept.")
 
 
-def _curve(workspace: Workspace, cycle: str) -> None:
-    picture = learning_curve(workspace.report(cycle, "evolve").with_suffix(".csv"))
-    if picture:
-        create_image_artifact(_address(picture, "png"), key="learning-curve", description=f"{cycle}: score by round.")
-
-
 def learning_curve(path: Path) -> bytes:
     """Return reward and validation KScore by round as a PNG; empty where the file has neither."""
     from matplotlib.figure import Figure
@@ -157,22 +171,18 @@ def learning_curve(path: Path) -> bytes:
     return out.getvalue()
 
 
-def _galleries(before: Path, after: Path) -> list[tuple[str, bytes, str]]:
-    """Return (key, JPEG, words) of the largest gains and of the largest losses, where there are any."""
+def _galleries(before: Path, after: Path) -> list[Picture]:
+    """Draw the largest gains and the largest losses, where there are any."""
     rows = changes(before, after)
     gains = [c for c in rows if c.diff > 0][:CASES]
     losses = [c for c in reversed(rows) if c.diff < 0][:CASES]
     found = []
-    for key, what, cases in (("best-gains", "Largest gains", gains), ("worst-losses", "Largest losses", losses)):
+    for name, what, cases in (("best-gains", "Largest gains", gains), ("worst-losses", "Largest losses", losses)):
         if cases:
             picture, words = gallery(before, after, cases)
-            found.append((key, picture, f"{what}: before on the left, after on the right.\n\n{words}"))
+            words = f"{what}: before on the left, after on the right.\n\n{words}"
+            found.append(Picture(name, "jpg", picture, words))
     return found
-
-
-def _show_galleries(before: Path, after: Path) -> None:
-    for key, picture, text in _galleries(before, after):
-        create_image_artifact(_address(picture, "jpeg"), key=key, description=text)
 
 
 def changes(before: Path, after: Path) -> list[Change]:
@@ -239,7 +249,3 @@ def _blank() -> bytes:
 def _plain(text: str, most: int = 200) -> str:
     """Return a stranger's words so that markdown shows them and makes nothing of them."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>()#+-!|~&" else c for c in text[:most])
-
-
-def _address(picture: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"

@@ -22,7 +22,7 @@ from flows.housekeeping import tidy
 from flows.night import open_cycle
 from flows.parameters import Overrides, Parent, Profile
 from flows.plain import flow, task
-from flows.stages import RETRIES, run_stage
+from flows.stages import RETRIES, run_stage, up_to_date
 from genevolve.bench.score import kscores
 from genevolve.errors import SettingsError
 from genevolve.files import write_whole
@@ -80,13 +80,15 @@ def evolution_cycle(
             check_models(settings)
     ledger = Ledger.read(workspace.ledger)
     start = ledger.entry(cycle).parent or cycle
-    done: dict[str, dict[str, Any]] = {}
+    root = ledger.root_of(cycle)
+    first = "root" if root in ledger.roots else "cold_start"
+    before = {"build": ("build", ""), first: (first, root), "bench_before": ("bench", start)}
     with track.cycle(workspace.title(cycle), settings.model_dump(mode="json"), ledger.digest(cycle)):
-        done["build"] = build_dataset(settings, workspace, use_dvc)
-        root = ledger.root_of(cycle)
-        first = "root" if root in ledger.roots else "cold_start"
-        done[first] = run_stage(first, root, workspace=workspace, use_dvc=use_dvc)
-        done["bench_before"] = evaluate_policy(start, workspace, use_dvc)
+        done = up_to_date(before, cycle, workspace) if use_dvc else {}
+        if not done:
+            done["build"] = build_dataset(settings, workspace, use_dvc)
+            done[first] = run_stage(first, root, workspace=workspace, use_dvc=use_dvc)
+            done["bench_before"] = evaluate_policy(start, workspace, use_dvc)
         evolve = run_stage_on_gpu if gpu else run_stage
         done["evolve"] = evolve("evolve", cycle, workspace=workspace, use_dvc=use_dvc)
         done["bench"] = evaluate_policy(cycle, workspace, use_dvc)
@@ -148,10 +150,11 @@ def publish(
     track.log_metrics({**numbers, **by_split(done["bench"]["metrics"])})
     track.log_outcome("promoted" if decision["promoted"] else "not promoted", decision["words"])
     track.log_files([p for p in (workspace.bench(cycle) / "report.html",) if p.exists()], "report")
+    drawn = artifacts.draw(numbers, workspace)
     with tempfile.TemporaryDirectory() as folder:
-        track.log_files(artifacts.files(numbers, decision, workspace, Path(folder)), "night")
+        track.log_files(artifacts.files(decision, workspace, Path(folder), drawn), "night")
     link = mlflow_ui() + track.page("report/report.html")
-    artifacts.show(numbers, decision, workspace, link)
+    artifacts.show(numbers, decision, workspace, link, drawn)
     if parent == root:
         track.log_start(workspace.title(root), by_split(done["bench_before"]["metrics"]), ledger.digest(root))
     note_published(workspace, cycle)

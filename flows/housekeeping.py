@@ -15,15 +15,20 @@ from genevolve.tracking import Tracker
 from genevolve.workspace import Workspace
 
 
-def to_go(workspace: Workspace, settings: Settings, track: Tracker, use_dvc: bool) -> tuple[list[Gone], str]:
-    """Return what may go and, where DVC's cache is not ours alone, a sentence that says why it is left out."""
+def to_go(
+    workspace: Workspace, settings: Settings, track: Tracker, use_dvc: bool, strays: bool = True
+) -> tuple[list[Gone], str]:
+    """Return what may go and, where DVC's cache is not ours alone, a sentence that says why it is left out.
+
+    Without `strays` that cache is looked at only where a cycle is dropped.
+    """
     out = plan(workspace, track, settings.retention) + old_logs(settings.retention.cycles)
-    if not use_dvc:
+    dropped = set(everything(workspace)) - kept(workspace, track, settings.retention)
+    if not use_dvc or not (dropped or strays):
         return out, ""
     cache = dvc.cache()
     if not cache.resolve().is_relative_to(Path.cwd().resolve()):
         return out, f"DVC's cache {cache} lies outside this project, and others may use it: it is left as it is"
-    dropped = set(everything(workspace)) - kept(workspace, track, settings.retention)
     tracked = [p for folder in (Path(), workspace.campaign("")) for p in sorted(folder.glob("*.dvc")) if p.is_file()]
     return out + dropped_objects(Path("dvc.lock"), cache, dropped, tracked), ""
 
@@ -43,7 +48,7 @@ def collect_garbage(
 ) -> float:
     """Remove what may go; return the MB listed. With DVC and `strays` also all in its cache that no branch, tag or file of
     the working tree refers to, older versions of the user's own data included."""
-    gone, foreign = to_go(workspace, settings, track, use_dvc)
+    gone, foreign = to_go(workspace, settings, track, use_dvc, strays)
     removed = remove(gone)
     if use_dvc and strays and not foreign:
         dvc.collect()

@@ -11,10 +11,12 @@ import os
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import prefect
 from prefect.context import FlowRunContext
+from prefect.settings import temporary_settings
 
 from genevolve.operations import FOLDER
 
@@ -36,8 +38,14 @@ class Step(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if FlowRunContext.get() is None:
             return self.function(*args, **kwargs)
-        result: R = self.prefect(*args, **kwargs)
+        with _without_heartbeat() if isinstance(self.prefect, prefect.Flow) else nullcontext():
+            result: R = self.prefect(*args, **kwargs)
         return result
+
+
+def _without_heartbeat() -> AbstractContextManager[Any]:
+    """A flow within a flow lives as long as the outer one, whose heartbeat the server has; ending its own takes up to a second."""
+    return temporary_settings({"flows.heartbeat_frequency": None})
 
 
 def flow(**options: Any) -> Callable[[Callable[P, R]], Step[P, R]]:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,8 @@ PARENT_VARIABLE = "GENEVOLVE_MLFLOW_RUN"
 """Environment variable that hands the cycle's run to stages in other processes."""
 SWITCH_VARIABLE = "GENEVOLVE_TRACKING"
 """`off` here means: nothing is remembered."""
+_WRITING: list[threading.Thread] = []
+"""What writes the traces of stages while their cycle goes on. MLflow's flush is a second's wait, even with nothing to do."""
 
 
 class TrackingError(GenEvolveError):
@@ -197,7 +200,8 @@ class MlflowTracker:
                 yield
             finally:
                 _restore(PARENT_VARIABLE, before)
-                self._mlflow.flush_trace_async_logging()
+                while _WRITING:
+                    _WRITING.pop().join()
 
     @contextmanager
     def stage(
@@ -214,14 +218,18 @@ class MlflowTracker:
         """A run of a stage that is over, nested in the run `parent`: MLflow's `status`, when it began and ended (seconds since
         the epoch, default now). The run of the same `note`, if it was begun to be told before."""
         run_id = self._run_of_note(note) or self._stage_run(name, began, parent, note)
-        alone = self._mlflow.active_run() is None  # else traces are written while the cycle goes on
+        alone = self._mlflow.active_run() is None
         with self._open(run_id=run_id, nested=True):
             self._log_params(params)
             try:
                 yield
             finally:
+                flush = threading.Thread(target=self._mlflow.flush_trace_async_logging)
+                flush.start()
                 if alone:
-                    self._mlflow.flush_trace_async_logging()
+                    flush.join()
+                else:
+                    _WRITING.append(flush)
         self._client.set_terminated(run_id, status, _milliseconds(ended))
 
     def _run_of_note(self, note: str) -> str | None:

@@ -28,6 +28,8 @@ NUMBERS = {
 }
 GATE = {"splits": {"category: *flags*": {"n": 30, "diff": -0.1, "low": -0.12, "high": -0.08, "fell": True}}}
 
+PICTURE = artifacts.Picture("curve", "png", b"png", "words")
+
 
 def bench(folder: Path, scores: dict[str, float | None], colour: tuple[int, int, int]) -> Path:
     """A bench folder as the stage leaves it: scores.json, blocks, images; noisy pictures, which compress badly."""
@@ -109,7 +111,7 @@ def test_a_curve_is_drawn_from_what_is_there(tmp_path: Path) -> None:
 def test_nothing_happens_outside_a_prefect_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("markdown", "table", "image", "link"):
         monkeypatch.setattr(artifacts, f"create_{name}_artifact", lambda *_, **__: pytest.fail("an artifact"))
-    artifacts.show(NUMBERS, GATE, Workspace.private(tmp_path), "")
+    artifacts.show(NUMBERS, GATE, Workspace.private(tmp_path), "", [PICTURE])
 
 
 def test_a_missing_file_costs_its_artifact_and_no_more(
@@ -119,7 +121,13 @@ def test_a_missing_file_costs_its_artifact_and_no_more(
     for name in ("markdown", "table", "image", "link"):
         monkeypatch.setattr(artifacts, f"create_{name}_artifact", lambda *_, key, **__: made.append(key))
     monkeypatch.setattr(artifacts.FlowRunContext, "get", classmethod(lambda cls: object()))
-    artifacts.show(NUMBERS, GATE, Workspace.private(tmp_path), "http://here")
-    assert made == ["gate", "report"]
+    place = Workspace.private(tmp_path)
+    assert artifacts.draw(NUMBERS, place) == []
+    artifacts.show(NUMBERS, GATE, place, "http://here", [PICTURE])
+    assert made == ["gate", "curve", "report"]
+    (tmp_path / "night").mkdir()
+    found = artifacts.files({**GATE, "done": True}, place, tmp_path / "night", [PICTURE])
+    assert {path.name: path.read_bytes()[:3] for path in found} == {"curve.png": b"png", "gate.json": b"{\n "}
+    assert json.loads((tmp_path / "night" / "gate.json").read_text()) == GATE
     said = capsys.readouterr().err
-    assert [line.split("'")[1] for line in said.splitlines()] == ["yield", "learning-curve", "gallery"]
+    assert [line.split("'")[1] for line in said.splitlines()] == ["learning-curve", "gallery", "yield", "yield"]

@@ -13,12 +13,14 @@ import yaml
 from flows import dvc
 from flows.housekeeping import collect_garbage
 from flows.night import start_campaign
-from flows.stages import dvc_name, run_stage
+from flows.stages import dvc_name, run_stage, up_to_date
 from genevolve.errors import MAY_PASS, StageError, TryLaterError
 from genevolve.ledger import Ledger
 from genevolve.profiles import load
 from genevolve.tracking import NullTracker
 from genevolve.workspace import Workspace
+
+PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
 
 
 @pytest.fixture
@@ -93,6 +95,56 @@ def test_a_stage_runs_once_rests_and_fails_in_a_sentence(
     Path(".dvc/config").write_text("[core]\n    analytics = false\n")
     with pytest.raises(StageError, match=r"push copy: .*no remote specified"):
         dvc.push("copy")
+
+
+def test_what_rests_is_found_in_one_call_that_runs_and_changes_nothing(folder: Path) -> None:
+    stages = {name: {"cmd": f"cp in {name}", "deps": ["in"], "outs": [name]} for name in ("a", "b")}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    Path("in").write_text("1")
+    assert not dvc.unchanged(["a", "b"])
+    dvc.repro("a")
+    assert not dvc.unchanged(["a", "b"])
+    dvc.repro("b")
+    assert dvc.unchanged(["a", "b"])
+    assert not dvc.unchanged(["a", "b", "none such"])
+    lock = Path("dvc.lock").read_bytes()
+    Path("in").write_text("2")
+    assert not dvc.unchanged(["a", "b"])
+    assert (Path("a").read_text(), Path("b").read_text(), Path("dvc.lock").read_bytes()) == ("1", "1", lock)
+    Path("in").write_text("1")
+    Path("dvc.lock").write_bytes(lock[:20])
+    assert not dvc.unchanged(["a", "b"])
+    Path("dvc.lock").write_bytes(lock)
+    Path("b").unlink()
+    assert not dvc.unchanged(["a", "b"])
+
+
+def test_what_a_night_begins_with_is_taken_as_it_is_where_all_of_it_is_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    rests = [False]
+    monkeypatch.setattr(dvc, "unchanged", lambda names: asked.append(list(names)) or rests[0])
+    place = Workspace.with_dvc()
+    Ledger().open_cycle(load(path=PARAMS))[0].write(place.ledger)
+    shutil.copy(PARAMS, "params.yaml")
+    stages = {"build": ("build", ""), "cold_start": ("cold_start", "c000"), "bench_before": ("bench", "c000")}
+    for where in (place.built, place.trained("c000"), place.bench("c000")):
+        assert up_to_date(stages, "c001", place) == {}
+        where.mkdir(parents=True)
+    assert asked == []
+    assert up_to_date(stages, "c001", place) == {}
+    assert asked == [["build", "cold_start@c000", "bench_cold@c000", "data.dvc"]]
+    rests[0] = True
+    for number, report in enumerate(("dataset.json", "c000/cold_start.json", "c000/bench.json")):
+        (place.reports / report).parent.mkdir(parents=True, exist_ok=True)
+        (place.reports / report).write_text(f'{{"n": {number}}}')
+    (place.root / ".dataset.done.json").write_text('{"seconds": 3.5, "metrics": {"n": 9}}')
+    assert up_to_date(stages, "c001", place) == {
+        "build": {"seconds": 3.5, "metrics": {"n": 0}},
+        "cold_start": {"metrics": {"n": 1}},
+        "bench_before": {"metrics": {"n": 2}},
+    }
 
 
 @pytest.mark.parametrize(
