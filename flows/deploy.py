@@ -18,14 +18,15 @@ POOLS = ("default-process-pool", "gpu-process-pool")
 
 def make_pools(api: str) -> list[str]:
     """Create the work pools that are not there yet; return their names."""
-    os.environ[API] = api
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
+    from prefect.settings import temporary_settings
     from prefect.workers.process import ProcessWorker
 
     created = []
-    with get_client(sync_client=True) as client:
+    # Not by the environment: Prefect, which read it when it was imported, would start a temporary server.
+    with temporary_settings({"api.url": api}), get_client(sync_client=True) as client:
         for name in POOLS:
             if call(f"{api}/work_pools/{name}") is not None:
                 continue

@@ -13,9 +13,10 @@ from flows.stages import RETRIES, can_help
 from genevolve.errors import TryLaterError
 from genevolve.files import write_whole
 from genevolve.ledger import Ledger
+from genevolve.registry import CHAMPION
 from genevolve.settings import Settings
 from genevolve.stages.runner import Job, run_job
-from genevolve.tracking import CHAMPION, Tracker
+from genevolve.tracking import Tracker
 from genevolve.workspace import Workspace, folder_digest
 
 BY = "gate"

@@ -125,7 +125,7 @@ def test_doctor_says_what_a_missing_thing_blocks(tmp_path: Path, project: Path) 
 def test_doctor_looks_for_the_data_that_is_to_be_imported(
     tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genevolve.doctor import examine
+    from genevolve.doctor.examine import examine
 
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text((project / "params.yaml").read_text())
@@ -147,7 +147,8 @@ def test_doctor_looks_for_the_data_that_is_to_be_imported(
 def test_doctor_looks_at_the_models_of_a_profile(
     tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genevolve.doctor import Finding, examine
+    from genevolve.doctor.examine import examine
+    from genevolve.doctor.finding import Finding
     from tests.tools.web import Server, said, status
 
     monkeypatch.chdir(tmp_path)
@@ -189,7 +190,7 @@ def test_doctor_looks_at_the_models_of_a_profile(
 def test_doctor_says_where_a_budget_counts_nothing(
     tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genevolve.doctor import examine
+    from genevolve.doctor.examine import examine
     from tests.tools.web import Server, said
 
     monkeypatch.chdir(tmp_path)

@@ -13,15 +13,13 @@ from typing import Any
 import pytest
 
 from genevolve.records import Message, Program, Reference, Reward, ToolCall, Trajectory
+from genevolve.registry import PARENT_VARIABLE, TrackingError, numbers
 from genevolve.tracking import (
-    PARENT_VARIABLE,
     SWITCH_VARIABLE,
     MlflowTracker,
     NullTracker,
-    TrackingError,
     experiment,
     init_db,
-    numbers,
     tracker,
 )
 

@@ -86,10 +86,12 @@ def patch(module):
         module.run_job = timed("bookkeeping", module.run_job)
         module._run_body = timed("stages", module._run_body)
     elif module.__name__ == "flows.dvc":
-        module._call = timed("dvc", module._call)
+        for name in ("_call", "unchanged"):
+            setattr(module, name, timed("dvc", getattr(module, name)))
     else:
         module.tracker = timed("mlflow", module.tracker)
-        for name, method in list(vars(module.MlflowTracker).items()):
+        for name in dir(module.MlflowTracker):
+            method = getattr(module.MlflowTracker, name)
             if not name.startswith("_") and callable(method):
                 wrap = timed_ends if name in ("cycle", "arm", "stage") else timed
                 setattr(module.MlflowTracker, name, wrap("mlflow", method))

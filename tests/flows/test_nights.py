@@ -16,7 +16,8 @@ from flows.gate import decided, gate, published
 from genevolve.errors import SettingsError, StageError
 from genevolve.ledger import Ledger
 from genevolve.profiles import load
-from genevolve.tracking import MlflowTracker, NullTracker, TrackingError
+from genevolve.registry import TrackingError
+from genevolve.tracking import MlflowTracker, NullTracker
 from genevolve.workspace import Workspace
 from tests.flows import toys
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -28,6 +29,18 @@ def test_a_second_serve_finds_everything(machine: Machine) -> None:
     assert [line.endswith("runs already") for line in said[:4]] == [True, True, False, True], said
     assert machine.state() == before
     assert {d.name for d in before.daemons} == {"prefect server", "mlflow ui", "worker default-process-pool"}
+
+
+def test_a_pool_that_is_gone_is_made_on_our_server_and_no_other(machine: Machine) -> None:
+    pool = f"{api(machine)}/work_pools/gpu-process-pool"
+    assert call(pool)["type"] == "process"
+    urlopen(Request(pool, method="DELETE")).close()
+    assert call(pool) is None
+    (machine.folder / "prefect.toml").unlink()  # as before the first start
+    done = machine.run("genevolve", "serve", "--no-pages")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert call(pool)["type"] == "process"
+    assert (machine.folder / "prefect.toml").exists()
 
 
 def test_a_server_that_is_not_ours_is_used_and_left_alone(machine: Machine, tmp_path: Path, project: Path) -> None:

@@ -18,7 +18,8 @@ from genevolve.operations import addresses
 from genevolve.operations.daemons import ServeError
 from genevolve.operations.journal import lock_file, night, skipped
 from genevolve.operations.status import status
-from genevolve.tracking import MOVE, MlflowTracker
+from genevolve.registry import MOVE
+from genevolve.tracking import MlflowTracker
 from tests.flows import toys
 
 Answers = Callable[[str, Any], Any]

@@ -122,7 +122,8 @@ def test_a_results_file_needs_to_know_its_dataset(tmp_path: Path) -> None:
 
 
 def test_doctor_compares_the_words_of_the_data_with_the_profiles(public: Path, project: Path) -> None:
-    from genevolve.doctor import Finding, _wording
+    from genevolve.doctor.finding import Finding
+    from genevolve.doctor.profile import _wording
 
     def line(*over: str) -> Finding:
         (found,) = _wording(load("paper", overrides=over, path=project / "params.yaml"), public)

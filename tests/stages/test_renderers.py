@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from genevolve.doctor import examine
+from genevolve.doctor.examine import examine
 from genevolve.errors import SettingsError
 from genevolve.profiles import load
 from genevolve.render.base import RenderJob

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from genevolve import cli
 from genevolve.agent.chat import prompt_text
 from genevolve.agent.format import answer_turn, call_turn
 from genevolve.agent.system import system_prompt
+from genevolve.cli.using import policy_of
 from genevolve.dataset.public import load_requests
 from genevolve.errors import TRY_LATER, GenEvolveError, SettingsError, StageError, TryLaterError
 from genevolve.policy.base import PolicyError
@@ -278,7 +278,7 @@ def test_a_model_of_the_hugging_face_cache_is_what_the_server_is_given_whatever_
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv(RELOAD, "sglang")
     server = start("sglang", name="evolved")
-    folder = cli._policy("Some/Base", of_server())
+    folder = policy_of("Some/Base", of_server())
     found = bench.run(of_server("bench.requests=2"), dataset=dataset, policy=folder, out=tmp_path)
     (given,) = [b for p, b in server.asked if p == "/update_weights_from_disk"]
     assert (given["model_path"], given["weight_version"]) == (str(snapshot), served_name(base))
@@ -462,7 +462,7 @@ def test_a_journal_is_read_back_and_belongs_to_one_question(tmp_path: Path) -> N
 
 
 def test_doctor_says_whether_the_policys_server_is_there(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from genevolve.doctor import _policy_server
+    from genevolve.doctor.profile import _policy_server
 
     missing = _policy_server(of_server())
     assert (missing.ok, missing.said) == (False, "GENEVOLVE_POLICY_URL is not set")
@@ -481,7 +481,7 @@ def test_doctor_says_whether_the_policys_server_is_there(start: Any, monkeypatch
 
 
 def test_doctor_says_whether_new_weights_have_a_way_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    from genevolve.doctor import examine
+    from genevolve.doctor.examine import examine
 
     line = lambda name: {f.what: f for f in examine(name)}.get("policy reload")  # noqa: E731
     monkeypatch.delenv("GENEVOLVE_POLICY_RELOAD", raising=False)

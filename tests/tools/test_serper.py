@@ -488,7 +488,7 @@ def test_a_missing_key_is_told_before_anything_starts(settings: Settings, monkey
 
 
 def test_doctor_says_whether_the_key_is_set(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from genevolve.doctor import _search_service
+    from genevolve.doctor.profile import _search_service
 
     monkeypatch.delenv("SERPER_API_KEY", raising=False)
     assert _search_service(settings).ok

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from genevolve.doctor import Finding, examine
+from genevolve.doctor.examine import examine
+from genevolve.doctor.finding import Finding
 from genevolve.training.needs import disk_gb, gpu_gb, split, weights_gb
 
 BASE = 17.5
@@ -66,7 +67,7 @@ def test_doctor_holds_gpus_and_disk_against_the_profile(
     beside = lines(*four, f"experience.embedder_model={embedder}")["training GPUs"]
     assert not beside.ok, "56.4 and 2.4"
     assert beside.said.endswith("about 56 GB on each (an estimate) and 2.4 GB of the embedder on the first")
-    monkeypatch.setattr("genevolve.doctor.shutil.disk_usage", lambda _: type("Usage", (), {"free": 200e9}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 200e9}))
     assert (
         lines()["disk"]
         .line()
@@ -110,7 +111,7 @@ def test_doctor_adds_up_what_shares_a_disk(project: Path, tmp_path: Path, monkey
     service = ("render.backend=service",)
 
     def lines(free: float, *over: str) -> dict[str, Finding]:
-        monkeypatch.setattr("genevolve.doctor.shutil.disk_usage", lambda _: type("Usage", (), {"free": free * 1e9}))
+        monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": free * 1e9}))
         return {f.what: f for f in examine("paper", over) if f.what.startswith("disk")}
 
     assert [f.ok for f in lines(200, "world.image_search=embedded", "render.backend=diffusers").values()] == [
@@ -128,6 +129,6 @@ def test_doctor_adds_up_what_shares_a_disk(project: Path, tmp_path: Path, monkey
     assert lines(80, *service)["disk, models"].ok, "3 + 48 + 19"
     assert not lines(60, *service)["disk, models"].ok
     other = type("Place", (), {"stat": lambda _: type("Stat", (), {"st_dev": 1})})()
-    monkeypatch.setattr("genevolve.doctor._existing", lambda p: other if "hub" in str(p) else tmp_path)
+    monkeypatch.setattr("genevolve.doctor.machine._existing", lambda p: other if "hub" in str(p) else tmp_path)
     assert lines(60, *service)["disk, models"].ok, "another disk"
     assert set({f.what for f in examine("embedded") if f.what.startswith("disk")}) == {"disk"}

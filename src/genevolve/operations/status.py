@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from genevolve import store
-from genevolve.doctor import NEEDED_GB
+from genevolve.doctor.machine import NEEDED_GB
 from genevolve.errors import GenEvolveError
 from genevolve.operations import FOLDER, journal
 from genevolve.operations.addresses import call, mlflow_ui, mlflow_version, prefect_api, prefect_version

@@ -30,9 +30,10 @@ from genevolve.errors import StageError
 from genevolve.files import read_object, write_whole
 from genevolve.ledger import COLD_START_SECTIONS, CYCLE_SECTIONS, Ledger
 from genevolve.profiles import load
+from genevolve.registry import numbers
 from genevolve.settings import Settings
 from genevolve.stages import telling
-from genevolve.tracking import SWITCH_VARIABLE, NullTracker, Tracker, numbers
+from genevolve.tracking import SWITCH_VARIABLE, NullTracker, Tracker
 from genevolve.training.checkpoint import base_folder
 from genevolve.workspace import Workspace, folder_digest
 

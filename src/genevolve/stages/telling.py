@@ -24,7 +24,8 @@ from typing import Any
 
 from genevolve.files import read_object, write_whole
 from genevolve.records import Trajectory
-from genevolve.tracking import PARENT_VARIABLE, NullTracker, Tracker, tracker
+from genevolve.registry import PARENT_VARIABLE
+from genevolve.tracking import NullTracker, Tracker, tracker
 
 LATER_VARIABLE = "GENEVOLVE_TELL_LATER"
 """Set for a stage whose caller tells what it leaves (flows/dvc.py)."""
@@ -103,7 +104,7 @@ def told(tell: Callable[[], None]) -> Iterator[None]:
 
 def tell_when_over(out: Path, track: Tracker) -> None:
     """Tell what the stage that fills `out` left to be told, if anything; nothing while somebody is at work there."""
-    if _notes(out):
+    if untold(out):
         with suppress(BlockingIOError), alone(out, wait=False):
             tell(out, track)
 
@@ -122,7 +123,7 @@ def tell(out: Path, track: Tracker) -> None:
     another version of this code, is put aside with a sentence; one that was made for MLflow stays while MLflow is switched
     off. Raises what MLflow raises.
     """
-    for folder in _notes(out):
+    for folder in untold(out):
         if not (folder / "note.json").exists():  # killed before it had written it
             shutil.rmtree(folder)
             continue
@@ -183,5 +184,6 @@ def _ending(out: Path, note: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {"status": status, "began": note["began"], "ended": ended}
 
 
-def _notes(out: Path) -> list[Path]:
+def untold(out: Path) -> list[Path]:
+    """Return the notes that a stage left to be told, the oldest first."""
     return sorted(out.parent.glob(f".{out.name}{_MARK}*"))
