@@ -32,7 +32,7 @@ class Served:
         (port,) = free_ports(1)
         self.api, self.fault = f"http://127.0.0.1:{port}/api", fault
         how = {"GENEVOLVE_PREFECT_PORT": str(port), "PREFECT_WORKER_QUERY_SECONDS": "1", SWITCH_VARIABLE: "off"}
-        if fault.endswith("_gone"):
+        if fault.endswith(("_gone", "_long")):
             how["PREFECT_CLIENT_MAX_RETRIES"] = "2"  # nobody comes back, and the usual five take minutes
         self.project = Project(folder, project, **how)
         self.run = ""
@@ -124,6 +124,22 @@ class Served:
         assert self.state() == "unknown"
         self.run = ""
 
+    def books_removed(self, work: psutil.Process, stage: str) -> None:
+        """The database's file is removed under a living server, which holds it open: the night does not notice."""
+        for file in self.books().glob("prefect.db*"):
+            file.unlink()
+        self.release(stage, work)
+
+    def books_locked_long(self, work: psutil.Process, stage: str) -> None:
+        """For longer than server and run wait: the run fails, as it hears once the server can write; the next one goes on."""
+        with closing(sqlite3.connect(self.books() / "prefect.db", timeout=60, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            self.release(stage, work)
+            wait_for(lambda: "503 Service Unavailable" in self.project.logs(), "the run goes on waiting")
+        wait_for(lambda: not self.at_work(), "the run does not end")
+        assert self.state() == "FAILED"
+        self.run = ""
+
     def books(self) -> Path:
         return self.project.folder / ".genevolve" / "prefect"
 
@@ -148,6 +164,10 @@ class Served:
         assert self.state() == "COMPLETED", (
             f"{call(f'{self.api}/flow_runs/{self.run}')['state']}\n{self.project.logs()}"
         )
+        if self.fault == "books_removed":  # what the server knew has gone with it
+            self.project.ok("genevolve", "stop")
+            self.serve()
+            assert "needs you    `make deploy`" in self.project.ok("genevolve", "status")
 
 
 CELLS = {
@@ -158,6 +178,8 @@ CELLS = {
     "server_gone": ("cold_start", "evolve"),
     "books_locked": ("cold_start", "evolve"),
     "books_gone": ("evolve",),
+    "books_removed": ("evolve",),
+    "books_locked_long": ("evolve",),
 }
 """A night that loses its server, or whose server cannot write, is the same in every stage: one or two stand for all."""
 MARKED = [pytest.param(f, marks=pytest.mark.xdist_group(f"served chain {i % 2}")) for i, f in enumerate(CELLS)]
