@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import math
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,12 +99,16 @@ def files(decision: Mapping[str, Any], workspace: Workspace, folder: Path, drawn
     told = {
         key: value for key, value in decision.items() if key not in ("done", "published")
     }  # notes for the next start
-    (folder / "gate.json").write_text(json.dumps(told, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    with _costs_nothing("yield"):
-        shutil.copyfile(workspace.dataset / "yields.json", folder / "yields.json")
-    for picture in drawn:
-        (folder / f"{picture.name}.{picture.kind}").write_bytes(picture.content)
-    return sorted(folder.iterdir())
+    contents = {"gate.json": (json.dumps(told, indent=1, sort_keys=True) + "\n").encode()}
+    contents |= {f"{picture.name}.{picture.kind}": picture.content for picture in drawn}
+    with _costs_nothing("yields.json"):
+        contents["yields.json"] = (workspace.dataset / "yields.json").read_bytes()
+    made = []
+    for name, content in contents.items():
+        with _costs_nothing(name):
+            (folder / name).write_bytes(content)
+            made.append(folder / name)
+    return made
 
 
 @contextmanager
@@ -114,7 +117,7 @@ def _costs_nothing(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        print(f"no artifact '{name}': {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
+        print(f"'{name}' is not shown: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
 
 
 def gate_words(numbers: Mapping[str, Any], decision: Mapping[str, Any]) -> str:

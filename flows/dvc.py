@@ -1,4 +1,4 @@
-"""`dvc repro -s STAGE`, one stage at a time: DVC decides whether it has to run. The command line is called, never imported."""
+"""`dvc repro -s STAGE`: DVC decides whether a stage has to run. The command line is called, never imported."""
 
 from __future__ import annotations
 
@@ -96,7 +96,11 @@ def _is_whole(path: Path) -> bool:
     try:
         found = read_yaml(path)
         return "stages" in found if path == LOCK else all(out["path"] for out in found["outs"]) and "deps" in found
-    except (SettingsError, KeyError, TypeError):
+    except (KeyError, TypeError):
+        return False
+    except SettingsError as e:
+        if isinstance(e.__cause__, OSError):  # it may be whole
+            raise
         return False
 
 

@@ -36,7 +36,6 @@ from genevolve.profiles import BUDGET_VARIABLE
 from genevolve.registry import PARENT_VARIABLE
 from genevolve.stages.runner import ABOVE
 from genevolve.store import is_shared
-from genevolve.tracking import tracker
 from genevolve.workspace import Workspace, folder_digest
 
 DEPLOYMENT = "gpu-stage/gpu-stage"
@@ -214,7 +213,6 @@ def _gpu_stage(name: str, cycle: str, handover: Handover) -> dict[str, Any]:
         )
     if handover.mlflow_run and is_shared():  # a team's books: the stage belongs to the cycle there, too
         os.environ[PARENT_VARIABLE] = handover.mlflow_run
-    tracker()  # books that cannot be opened end this before hours of work, not after
     for file in FILES:
         if file in handover.files:
             write_whole(Path(file), handover.files[file])

@@ -20,7 +20,7 @@ def to_go(
 ) -> tuple[list[Gone], str]:
     """Return what may go and, where DVC's cache is not ours alone, a sentence that says why it is left out.
 
-    Without `strays` that cache is looked at only where a cycle is dropped.
+    Without `strays` that cache is looked at only where some cycle is not kept, or was not once.
     """
     out = plan(workspace, track, settings.retention) + old_logs(settings.retention.cycles)
     dropped = set(everything(workspace)) - kept(workspace, track, settings.retention)

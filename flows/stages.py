@@ -1,9 +1,8 @@
-"""One Prefect task per stage: through DVC where it decides what is up to date, else in this process."""
+"""A stage as a Prefect task: through DVC where it decides what is up to date, else in this process."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -11,11 +10,10 @@ from typing import Any
 from flows import dvc
 from flows.plain import task
 from genevolve.errors import StageError, TryLaterError, may_pass
-from genevolve.registry import PARENT_VARIABLE
 from genevolve.settings import Settings
 from genevolve.stages.runner import Job, job, run_job
-from genevolve.stages.telling import tell_when_over, told, untold
-from genevolve.tracking import tracker
+from genevolve.stages.telling import tell_when_over, told
+from genevolve.tracking import Tracker, tracker
 from genevolve.workspace import Workspace
 
 _DVC_NAMES = {"build": "build", "data": dvc.IMPORT}
@@ -73,17 +71,14 @@ def repro(name: str, cycle: str, workspace: Workspace) -> None:
     if name == "data":
         dvc.repro(dvc_name(name, cycle, workspace))
         return
-    if PARENT_VARIABLE not in os.environ:  # a cycle has opened the books itself
-        tracker()  # those that cannot be opened end this before hours of work, not after
-    with told(partial(_tell, job(name, cycle, workspace))):
+    track = tracker()  # books that cannot be opened end this before hours of work, not after
+    with told(partial(_tell, job(name, cycle, workspace), track)):
         dvc.repro(dvc_name(name, cycle, workspace))
 
 
-def _tell(job: Job) -> None:
-    if not untold(job.out):  # opening the books takes a second while traces of the stage before are written
-        return
+def _tell(job: Job, track: Tracker) -> None:
     try:
-        tell_when_over(job.out, tracker())
+        tell_when_over(job.out, track)
     except Exception as e:
         if may_pass(e):
             why = str(e).splitlines()[0]

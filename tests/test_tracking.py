@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,31 @@ def test_a_trajectory_becomes_a_trace_with_a_span_per_turn_and_call(track: Mlflo
     tool = trace.data.spans[2]
     assert tool.inputs == {"query": "flag of Bhutan"}
     assert trace.data.spans[0].outputs["reward"]["total"] == 0.7
+
+
+def test_a_cycle_ends_when_the_traces_of_its_stages_are_written(
+    track: MlflowTracker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, ended = threading.Event(), threading.Event(), []
+
+    def slow() -> None:
+        begun.set()
+        may_end.wait(60)
+        ended.append(True)
+
+    monkeypatch.setattr(track._mlflow, "flush_trace_async_logging", slow)
+    with track.cycle("c201", {}):
+        assert tracker(folder) is track  # and opens nothing again
+        with track.arm("a", {}):
+            assert tracker(folder) is track
+        assert tracker(folder) is track
+        with track.stage("bench@c201", {}):
+            pass
+        assert begun.wait(60)
+        assert not ended  # the cycle goes on meanwhile
+        may_end.set()
+    assert ended == [True]
+    assert tracker(folder) is not track
 
 
 def test_dataset_and_files_are_kept(track: MlflowTracker, client: Any, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""MLflow's registry: a version a policy, two aliases a line of cycles, and a log of who moved them and why."""
+"""MLflow's registry: a version a policy, two aliases a line of cycles, and a log of who moved them and why.
+
+Also what it shares with tracking.py: how numbers and the cycle's run are named.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Registry:
-    """The registered policies of a tracker; it opens `_mlflow`."""
+    """The registered policies: the half of MlflowTracker (tracking.py), which opens the books, that knows of champions."""
 
     _mlflow: Any
     _client: Any

@@ -22,8 +22,10 @@ from genevolve.registry import PARENT_VARIABLE, Registry, TrackingError, flatten
 FOLDER = Path("mlruns")
 SWITCH_VARIABLE = "GENEVOLVE_TRACKING"
 """`off` here means: nothing is remembered."""
-_WRITING: list[threading.Thread] = []
-"""What writes the traces of stages while their cycle goes on. MLflow's flush is a second's wait, even with nothing to do."""
+_WAITING: list[threading.Thread] = []
+"""Each waits until a stage's traces are written, while the cycle goes on: a second at least, even with nothing left to write."""
+_AT_WORK: dict[Path, MlflowTracker] = {}
+"""By its folder the tracker of the cycle, or the arm, that this process is in. Opening the books again would wait for traces."""
 
 
 class Tracker(Protocol):
@@ -61,8 +63,11 @@ class Tracker(Protocol):
 
 
 def tracker(folder: Path = FOLDER) -> Tracker:
-    """Return the tracker of a folder; a NullTracker where $GENEVOLVE_TRACKING is `off`."""
-    return NullTracker() if os.environ.get(SWITCH_VARIABLE) == "off" else MlflowTracker(folder)
+    """Return the tracker of a folder, that of the cycle at work here where there is one; a NullTracker where
+    $GENEVOLVE_TRACKING is `off`."""
+    if os.environ.get(SWITCH_VARIABLE) == "off":
+        return NullTracker()
+    return _AT_WORK.get(folder.absolute()) or MlflowTracker(folder)
 
 
 def init_db(folder: Path = FOLDER) -> str:
@@ -115,6 +120,7 @@ class MlflowTracker(Registry):
     """Remembers in FOLDER/mlflow.db with artifacts in FOLDER/artifacts, or in a team's PostgreSQL (store.py)."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
+        self._folder = folder.absolute()
         self._mlflow = _mlflow(init_db(folder))
         self._client = self._mlflow.MlflowClient()
         self._experiment = self._mlflow.get_experiment_by_name(store.experiment()).experiment_id
@@ -152,7 +158,7 @@ class MlflowTracker(Registry):
                 "of your own, which has a champion of its own"
             )
         tags = {"cycle": name, "kind": kind, "entry": entry, "machine": _machine()}
-        before = os.environ.get(PARENT_VARIABLE)
+        before, outer = os.environ.get(PARENT_VARIABLE), _AT_WORK.get(self._folder)
         with self._open(
             run_id=run_id,
             experiment_id=None if run_id else self._experiment,
@@ -164,12 +170,16 @@ class MlflowTracker(Registry):
             if run_id is None:
                 self._log_params(params)
             os.environ[PARENT_VARIABLE] = run.info.run_id
+            _AT_WORK[self._folder] = self
             try:
                 yield
             finally:
+                _AT_WORK.pop(self._folder)
+                if outer is not None:
+                    _AT_WORK[self._folder] = outer
                 _restore(PARENT_VARIABLE, before)
-                while _WRITING:
-                    _WRITING.pop().join()
+                while _WAITING:
+                    _WAITING.pop().join()
 
     @contextmanager
     def stage(
@@ -197,7 +207,7 @@ class MlflowTracker(Registry):
                 if alone:
                     flush.join()
                 else:
-                    _WRITING.append(flush)
+                    _WAITING.append(flush)
         self._client.set_terminated(run_id, status, _milliseconds(ended))
 
     def _run_of_note(self, note: str) -> str | None:

@@ -33,7 +33,7 @@ class Served:
         self.api, self.fault = f"http://127.0.0.1:{port}/api", fault
         how = {"GENEVOLVE_PREFECT_PORT": str(port), "PREFECT_WORKER_QUERY_SECONDS": "1", SWITCH_VARIABLE: "off"}
         if fault.endswith(("_gone", "_long")):
-            how["PREFECT_CLIENT_MAX_RETRIES"] = "2"  # nobody comes back, and the usual five take minutes
+            how["PREFECT_CLIENT_MAX_RETRIES"] = "2"  # for nothing, and the usual five take minutes
         self.project = Project(folder, project, **how)
         self.run = ""
         """the run at work"""
@@ -125,10 +125,18 @@ class Served:
         self.run = ""
 
     def books_removed(self, work: psutil.Process, stage: str) -> None:
-        """The database's file is removed under a living server, which holds it open: the night does not notice."""
+        """The database's file is removed under a living server. Its open connections hold it, a new one finds it empty: the
+        night ends, well or not; the next server knows nothing, and says what to do."""
+        process = dvc_of(work.pid).parent()
+        assert process is not None
         for file in self.books().glob("prefect.db*"):
             file.unlink()
-        self.release(stage, work)
+        self.release(stage, work, process)
+        self.project.ok("genevolve", "stop")
+        self.serve()
+        assert "needs you    `make deploy`" in self.project.ok("genevolve", "status")
+        self.project.ok("genevolve", "deploy")
+        self.run = ""
 
     def books_locked_long(self, work: psutil.Process, stage: str) -> None:
         """For longer than server and run wait: the run fails, as it hears once the server can write; the next one goes on."""
@@ -164,10 +172,6 @@ class Served:
         assert self.state() == "COMPLETED", (
             f"{call(f'{self.api}/flow_runs/{self.run}')['state']}\n{self.project.logs()}"
         )
-        if self.fault == "books_removed":  # what the server knew has gone with it
-            self.project.ok("genevolve", "stop")
-            self.serve()
-            assert "needs you    `make deploy`" in self.project.ok("genevolve", "status")
 
 
 CELLS = {

@@ -130,4 +130,4 @@ def test_a_missing_file_costs_its_artifact_and_no_more(
     assert {path.name: path.read_bytes()[:3] for path in found} == {"curve.png": b"png", "gate.json": b"{\n "}
     assert json.loads((tmp_path / "night" / "gate.json").read_text()) == GATE
     said = capsys.readouterr().err
-    assert [line.split("'")[1] for line in said.splitlines()] == ["learning-curve", "gallery", "yield", "yield"]
+    assert [line.split("'")[1] for line in said.splitlines()] == ["learning-curve", "gallery", "yield", "yields.json"]

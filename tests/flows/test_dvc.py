@@ -14,7 +14,7 @@ from flows import dvc
 from flows.housekeeping import collect_garbage
 from flows.night import start_campaign
 from flows.stages import dvc_name, run_stage, up_to_date
-from genevolve.errors import MAY_PASS, StageError, TryLaterError
+from genevolve.errors import MAY_PASS, SettingsError, StageError, TryLaterError
 from genevolve.ledger import Ledger
 from genevolve.profiles import load
 from genevolve.tracking import NullTracker
@@ -98,25 +98,35 @@ def test_a_stage_runs_once_rests_and_fails_in_a_sentence(
 
 
 def test_what_rests_is_found_in_one_call_that_runs_and_changes_nothing(folder: Path) -> None:
-    stages = {name: {"cmd": f"cp in {name}", "deps": ["in"], "outs": [name]} for name in ("a", "b")}
-    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    copy = {"cmd": "cp in ${key}", "deps": ["in"], "outs": ["${key}"]}
+    build = {"cmd": "mkdir -p build/dataset && cp in build/dataset", "deps": ["in"], "outs": ["build/dataset"]}
+    pipeline = {"stages": {"build": build, "bench": {"foreach": {"c000": 0, "c001": 0}, "do": copy}}}
+    Path("dvc.yaml").write_text(yaml.safe_dump(pipeline))
     Path("in").write_text("1")
-    assert not dvc.unchanged(["a", "b"])
-    dvc.repro("a")
-    assert not dvc.unchanged(["a", "b"])
-    dvc.repro("b")
-    assert dvc.unchanged(["a", "b"])
-    assert not dvc.unchanged(["a", "b", "none such"])
+    names = ["build", "bench@c000", "bench@c001", dvc.IMPORT]  # the import is said in other words
+    for name in ("build", dvc.IMPORT, "bench@c000", "bench@c001"):
+        assert not dvc.unchanged(names)
+        dvc.repro(name)
+    assert dvc.unchanged(names)
+    assert not dvc.unchanged([*names, "none such"])
     lock = Path("dvc.lock").read_bytes()
     Path("in").write_text("2")
-    assert not dvc.unchanged(["a", "b"])
-    assert (Path("a").read_text(), Path("b").read_text(), Path("dvc.lock").read_bytes()) == ("1", "1", lock)
+    assert not dvc.unchanged(names)
+    made = [Path("c000"), Path("c001"), Path("build/dataset/in"), Path("data/in")]
+    assert ([path.read_text() for path in made], Path("dvc.lock").read_bytes()) == (["1"] * 4, lock)
     Path("in").write_text("1")
     Path("dvc.lock").write_bytes(lock[:20])
-    assert not dvc.unchanged(["a", "b"])
+    assert not dvc.unchanged(names)
     Path("dvc.lock").write_bytes(lock)
-    Path("b").unlink()
-    assert not dvc.unchanged(["a", "b"])
+    Path("data/in").unlink()
+    assert not dvc.unchanged(names)
+
+
+def test_a_lock_file_that_cannot_be_read_is_not_taken_for_a_torn_one(folder: Path) -> None:
+    dvc.LOCK.mkdir()
+    with pytest.raises(SettingsError, match=r"dvc.lock cannot be read: Is a directory"):
+        dvc.repro("copy")
+    assert dvc.LOCK.is_dir()
 
 
 def test_what_a_night_begins_with_is_taken_as_it_is_where_all_of_it_is_there(

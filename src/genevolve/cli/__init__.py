@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from genevolve.cli import making, using, watching  # noqa: F401 - each registers its commands
-from genevolve.cli.app import app
+from genevolve.cli.frame import app
 
 __all__ = ["app", "main", "sentence"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genevolve.cli.app import Budget, Profile, Seed, Set, app, settings_of, within
+from genevolve.cli.frame import Budget, Profile, Seed, Set, app, settings_of, within
 
 if TYPE_CHECKING:
     from genevolve.settings import Settings

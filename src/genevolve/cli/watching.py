@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from genevolve.cli.app import Profile, Set, app, settings_of
+from genevolve.cli.frame import Profile, Set, app, settings_of
 
 
 @app.command()

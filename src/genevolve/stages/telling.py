@@ -104,7 +104,7 @@ def told(tell: Callable[[], None]) -> Iterator[None]:
 
 def tell_when_over(out: Path, track: Tracker) -> None:
     """Tell what the stage that fills `out` left to be told, if anything; nothing while somebody is at work there."""
-    if untold(out):
+    if _notes(out):
         with suppress(BlockingIOError), alone(out, wait=False):
             tell(out, track)
 
@@ -123,7 +123,7 @@ def tell(out: Path, track: Tracker) -> None:
     another version of this code, is put aside with a sentence; one that was made for MLflow stays while MLflow is switched
     off. Raises what MLflow raises.
     """
-    for folder in untold(out):
+    for folder in _notes(out):
         if not (folder / "note.json").exists():  # killed before it had written it
             shutil.rmtree(folder)
             continue
@@ -184,6 +184,5 @@ def _ending(out: Path, note: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {"status": status, "began": note["began"], "ended": ended}
 
 
-def untold(out: Path) -> list[Path]:
-    """Return the notes that a stage left to be told, the oldest first."""
+def _notes(out: Path) -> list[Path]:
     return sorted(out.parent.glob(f".{out.name}{_MARK}*"))
