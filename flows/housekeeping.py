@@ -23,8 +23,10 @@ def to_go(
     Without `strays` that cache is looked at only where some cycle is not kept, or was not once.
     """
     out = plan(workspace, track, settings.retention) + old_logs(settings.retention.cycles)
+    if not use_dvc:
+        return out, ""
     dropped = set(everything(workspace)) - kept(workspace, track, settings.retention)
-    if not use_dvc or not (dropped or strays):
+    if not (dropped or strays):
         return out, ""
     cache = dvc.cache()
     if not cache.resolve().is_relative_to(Path.cwd().resolve()):
